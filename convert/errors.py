@@ -1,0 +1,30 @@
+"""What can go wrong while converting; every message names the cause, every remedy says what to do.
+
+ConversionError
+├── CheckpointError         the checkpoint is damaged, incomplete or contradicts itself
+├── UnsupportedModelError   the checkpoint is whole, but llama.cpp's gptneox cannot express it
+├── DownloadError           the Hub did not give it
+└── OutputError             the result cannot be written: disk, memory, an existing file
+"""
+
+from weblab_local.errors import WeblabError
+
+
+class ConversionError(WeblabError):
+    """Base of the errors of `python -m convert`."""
+
+
+class CheckpointError(ConversionError):
+    """The checkpoint is damaged, incomplete or contradicts itself."""
+
+
+class UnsupportedModelError(ConversionError):
+    """The checkpoint is whole, but llama.cpp's gptneox cannot express it."""
+
+
+class DownloadError(ConversionError):
+    """The Hub did not give the checkpoint: missing, gated, or not reachable."""
+
+
+class OutputError(ConversionError):
+    """The result cannot be written: no room, not permitted, or something is there already."""

@@ -1,0 +1,159 @@
+"""The file is finished or absent: `.partial`, fsync, rename; and the manifest that lets anybody check it later."""
+
+import hashlib
+import json
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from convert.errors import OutputError
+
+MANIFEST_FORMAT = 1
+"""Raised when the same source and mixture give other bytes than before, so that older outputs are made anew."""
+
+
+class OutputFile:
+    """A GGUF being written: header first, tensors at their offsets in any order and from any thread."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self._size = size
+        self._file = self.partial.open("wb", buffering=0)
+        self._lock = threading.Lock()
+
+    def write_at(self, offset: int, data: bytes | NDArray[Any]) -> None:
+        """Write all of `data` at `offset` bytes from the file's start."""
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # numpy arrays are buffers
+        with self._lock:
+            self._file.seek(offset)
+            while view:
+                view = view[self._file.write(view) or 0 :]
+
+    def close(self) -> None:
+        """Everything is on the disk and the file has its full size; it still has its temporary name."""
+        self._file.truncate(self._size)
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def publish(self) -> None:
+        """Give the file its final name."""
+        self.partial.replace(self.path)
+        sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        self.partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable, where the system can (not on Windows)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this conversion alone. Raises OutputError when another one is writing there."""
+    lock = FileLock(folder / ".weblab-local.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"Another conversion is writing to {folder}.", "Wait for it to end, or choose another --output."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sha256(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 of a file, in hex; "" when `cancelled()` became true on the way."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while not cancelled() and (n_bytes := file.readinto(buffer)):
+            digest.update(buffer[:n_bytes])
+    return "" if cancelled() else digest.hexdigest()
+
+
+def manifest_path(gguf_path: Path) -> Path:
+    """Where the manifest of a GGUF lies: beside it, with the suffix .json."""
+    return gguf_path.with_suffix(".json")
+
+
+def file_stamp(path: Path) -> dict[str, Any]:
+    """Name, size and modification time of an input: enough to see that it has not changed, without reading it."""
+    status = path.stat()
+    return {"name": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def write_manifest(gguf_path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of `gguf_path`, whole or not at all."""
+    path = manifest_path(gguf_path)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def read_manifest(gguf_path: Path) -> dict[str, Any] | None:
+    """The manifest of `gguf_path`, None where there is none or it is damaged."""
+    try:
+        manifest = json.loads(manifest_path(gguf_path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def is_up_to_date(gguf_path: Path, source: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    """Whether `gguf_path` was made from this `source` by this `recipe` and still has the size it had then.
+
+    `source` may leave out what cannot be known without fetching the checkpoint; what it names has to agree.
+    """
+    manifest = read_manifest(gguf_path)
+    if manifest is None or not gguf_path.is_file() or manifest.get("format") != MANIFEST_FORMAT:
+        return False
+    recorded = manifest.get("source", {})
+    return (
+        manifest.get("recipe") == dict(recipe)
+        and all(_without_hashes(recorded.get(key)) == value for key, value in source.items())
+        and manifest.get("output", {}).get("size") == gguf_path.stat().st_size
+    )
+
+
+def _without_hashes(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_hashes(item) for item in value]
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if key != "sha256"}
+    return value
+
+
+def tool_versions(packages: Sequence[str] = ("weblab-local", "llama-cpp-python", "gguf", "numpy", "torch")) -> Any:
+    """Versions of what made the file, for the manifest."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,152 @@
+"""The whole road: find the checkpoint, leave alone what is up to date, download, plan, convert."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert import download, output
+from convert.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_folder
+from convert.errors import ConversionError, OutputError
+from convert.mixtures import Mixture, mixture
+from convert.pipeline import convert, source_record
+from convert.plan import Plan, check_room, make_plan
+from convert.progress import say, shown
+from convert.source import ChatTemplateChoice, Source, local_source, model_card
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    source: str
+    revision: str | None
+    quantizations: Sequence[str]
+    output_folder: Path
+    low_disk: bool = False
+    force: bool = False
+    chat_template: ChatTemplateChoice = "auto"
+    threads: int | None = None
+
+
+def run(request: Request) -> list[Path]:
+    """Convert; the paths of all outputs asked for, whether made now or up to date already. Raises ConversionError."""
+    mixtures = list(dict.fromkeys(mixture(name) for name in request.quantizations))
+    try:
+        request.output_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot make the folder {request.output_folder}: {error}.", "Choose another --output."
+        ) from None
+    with output.exclusive(request.output_folder):
+        if Path(request.source).expanduser().exists() or not download.is_hub_id(request.source):
+            return _from_folder(request, mixtures)
+        return _from_hub(request, mixtures)
+
+
+def _from_folder(request: Request, mixtures: Sequence[Mixture]) -> list[Path]:
+    folder = Path(request.source).expanduser()
+    if request.revision is not None or request.low_disk:
+        raise ConversionError("--revision and --low-disk are for checkpoints from the Hub, not for a folder.")
+    require_checkpoint_folder(folder)
+    source = local_source(folder)
+    checkpoint = open_checkpoint(source.folder)
+    plan = _plan(request, source, checkpoint, mixtures)
+    return _convert_what_is_needed(request, checkpoint, plan, source_record(checkpoint, plan))
+
+
+def _from_hub(request: Request, mixtures: Sequence[Mixture]) -> list[Path]:
+    hub = download.find(request.source, request.revision)
+    name = hub.repository.rpartition("/")[2]
+    known = {"repository": hub.repository, "revision": hub.commit}
+    wanted = [m for m in mixtures if not _is_done(request, _path(request, name, m), known, m)]
+    if not wanted:
+        return [_path(request, name, m) for m in mixtures]
+    with ExitStack() as stack:
+        if request.low_disk:
+            folder = download.LowDiskFolder(hub, request.output_folder, say)
+            checkpoint = open_checkpoint(folder.path, folder.fetch, folder.release)
+            stack.callback(folder.remove)
+            extra_disk = max(hub.files[shard] for shard in hub.shards)
+        else:
+            _check_download(hub)
+            checkpoint = open_checkpoint(download.download(hub, say))
+            extra_disk = 0
+        source = Source(name, checkpoint.folder, hub.repository, hub.commit)
+        plan = _plan(request, source, checkpoint, wanted)
+        _convert(request, checkpoint, plan, extra_disk)
+    note = "" if request.low_disk else download.cache_note(hub)
+    if note:
+        say(note)
+    return [_path(request, name, m) for m in mixtures]
+
+
+def _path(request: Request, name: str, mixture: Mixture) -> Path:
+    return request.output_folder / f"{name}-{mixture.name}.gguf"
+
+
+def _recipe(request: Request, mixture: Mixture) -> dict[str, Any]:
+    return {"mixture": mixture.name, "chat_template": request.chat_template}
+
+
+def _is_done(request: Request, path: Path, source: dict[str, Any], mixture: Mixture) -> bool:
+    """Whether the output is there and up to date. Raises OutputError when something else is there."""
+    if request.force:
+        return False
+    if output.is_up_to_date(path, source, _recipe(request, mixture)):
+        say(f"{path} is up to date.")
+        return True
+    if path.exists():
+        raise OutputError(
+            f"{path} exists already, and was not made from this checkpoint as it is now.",
+            "Give --force to replace it (make convert FORCE=1), or choose another --output.",
+        )
+    return False
+
+
+def _check_download(hub: download.HubCheckpoint) -> None:
+    missing = hub.missing_bytes
+    if missing:
+        say(f"{hub.repository} at {hub.commit[:12]}: {missing / 1e9:.2f} GB to download.")
+        download.check_cache_room(missing)
+
+
+def _plan(request: Request, source: Source, checkpoint: Checkpoint, mixtures: Sequence[Mixture]) -> Plan:
+    card = model_card(source, request.chat_template)
+    return make_plan(checkpoint, card, mixtures, request.output_folder, request.threads)
+
+
+def _convert_what_is_needed(request: Request, checkpoint: Checkpoint, plan: Plan, source: dict[str, Any]) -> list[Path]:
+    wanted = [o for o in plan.outputs if not _is_done(request, o.path, source, o.mixture)]
+    if wanted:
+        _convert(request, checkpoint, plan.only(wanted), 0)
+    return [o.path for o in plan.outputs]
+
+
+def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: int) -> None:
+    hparams = plan.hparams
+    say(
+        f"{plan.card.name}: GPT-NeoX, {hparams.num_hidden_layers} layers, hidden size {hparams.hidden_size}, "
+        f"{plan.n_weights / 1e9:.3g} billion weights"
+    )
+    for planned in plan.outputs:
+        say(f"  {planned.mixture.name}: {planned.size} bytes ({planned.size / 1e9:.2f} GB) to {planned.path}")
+    room = check_room(plan, request.output_folder, extra_disk)
+    say(
+        f"disk: {room.disk / 1e9:.2f} GB needed, {room.disk_free / 1e9:.2f} GB free; "
+        f"memory: about {room.memory / 1e9:.1f} GB needed, {room.memory_available / 1e9:.1f} GB available; "
+        f"{plan.n_threads} threads"
+    )
+    if not plan.card.chat_template:
+        say("No chat template: a base model, or one whose template is not known (see --chat-template).")
+    with shown("converting") as progress:
+        results = convert(checkpoint, plan, lambda m: _recipe(request, m), progress)
+    for result in results:
+        say(f"{result.path}: {result.size / 1e9:.2f} GB, sha256 {result.sha256}")
+    if plan.card.licence:
+        say(f"Licence of the model: {plan.card.licence}" + _non_commercial(plan.card.licence))
+
+
+def _non_commercial(licence: str) -> str:
+    return " (non-commercial use only; name the authors wherever you use it)" if "-nc" in licence else ""

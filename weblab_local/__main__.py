@@ -1,0 +1,5 @@
+"""`python -m weblab_local` is `weblab-local`."""
+
+from weblab_local.cli import main
+
+main()

@@ -1,0 +1,34 @@
+"""The errors a caller can meet.
+
+WeblabError                 anything this package raises on purpose; its message says what to do
+├── PromptError             the prompt cannot be used as it is
+├── ModelNotFoundError      no model of that name, or no model at all
+├── ModelFileError          the file is no GGUF that this package runs
+└── (convert.errors)        what can go wrong while converting
+
+The command line prints the message without a traceback and exits with 1.
+"""
+
+
+class WeblabError(Exception):
+    """Base of all errors here: what went wrong, and the remedy.
+
+    `str(error)` is both, a line each; `remedy` may be empty where there is nothing to advise.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(f"{message}\n{remedy}" if remedy else message)
+        self.message = message
+        self.remedy = remedy
+
+
+class PromptError(WeblabError):
+    """The prompt cannot be used as it is: empty, or longer than the context."""
+
+
+class ModelNotFoundError(WeblabError):
+    """No model of that name in the store, no file at that path, or no model at all."""
+
+
+class ModelFileError(WeblabError):
+    """The file is damaged, or no GGUF of the gptneox architecture."""
