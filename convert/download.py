@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 from convert.checkpoint import INDEX_FILES, SINGLE_FILES
 from convert.errors import CheckpointError, DownloadError
 from convert.pipeline import CONFIG_FILES
+from convert.progress import format_bytes
 
 OTHER_FILES = (*CONFIG_FILES, "generation_config.json", "special_tokens_map.json")
 TRIES = 5
@@ -110,7 +111,7 @@ def check_cache_room(n_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if n_bytes > free:
         raise DownloadError(
-            f"Not enough disk space in {cache}: {_gigabytes(n_bytes)} to download, {_gigabytes(free)} free.",
+            f"Not enough disk space in {cache}: {format_bytes(n_bytes)} to download, {format_bytes(free)} free.",
             "Free some space, set HF_HOME to a larger disk, or use --low-disk (make convert LOW_DISK=1).",
         )
 
@@ -120,7 +121,7 @@ def download(hub: HubCheckpoint, report: Report) -> Path:
     path = ""
     for number, (name, size) in enumerate(hub.files.items(), start=1):
         if not isinstance(try_to_load_from_cache(hub.repository, name, revision=hub.commit), str):
-            report(f"[{number}/{len(hub.files)}] {name}, {_gigabytes(size)}")
+            report(f"[{number}/{len(hub.files)}] {name}, {format_bytes(size)}")
         path = _fetch(hub, name, report)
     return Path(path).parent
 
@@ -151,7 +152,7 @@ class LowDiskFolder:
     def fetch(self, shard: str) -> None:
         """Download a shard, unless it is there."""
         if not (self.path / shard).is_file():
-            self._report(f"{shard}, {_gigabytes(self.hub.files[shard])}")
+            self._report(f"{shard}, {format_bytes(self.hub.files[shard])}")
             _fetch(self.hub, shard, self._report, self.path)
 
     def release(self, shard: str) -> None:
@@ -173,13 +174,9 @@ def cache_note(hub: HubCheckpoint) -> str:
     if not size:
         return ""
     return (
-        f"The Hub's cache holds {_gigabytes(size)} of {hub.repository}, no longer needed to run the model.\n"
+        f"The Hub's cache holds {format_bytes(size)} of {hub.repository}, no longer needed to run the model.\n"
         f"To free it: hf cache rm model/{hub.repository}"
     )
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 10**7 else f"{size / 1e6:.2f} MB"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from convert.errors import CheckpointError, OutputError
 from convert.gpt_neox import Hyperparameters, Tensor, hyperparameters, is_buffer, map_tensors
 from convert.metadata import ModelCard, TensorEntry, header_bytes, tensor_table
 from convert.mixtures import Mixture, tensor_type
+from convert.progress import format_bytes
 from convert.vocab import Vocabulary, read_vocabulary
 
 CHUNK_WEIGHTS = 1 << 20
@@ -147,13 +148,13 @@ def check_room(plan: Plan, output_folder: Path, extra_disk: int = 0) -> Room:
     free = shutil.disk_usage(output_folder).free
     if disk > free:
         raise OutputError(
-            f"Not enough disk space in {output_folder}: {disk / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free.",
+            f"Not enough disk space in {output_folder}: {format_bytes(disk)} needed, {format_bytes(free)} free.",
             "Free some space, choose another --output, or a smaller --quant.",
         )
     available = psutil.virtual_memory().available
     if plan.memory > available:
         raise OutputError(
-            f"Not enough memory: about {plan.memory / 1e9:.1f} GB needed, {available / 1e9:.1f} GB available.",
+            f"Not enough memory: about {format_bytes(plan.memory)} needed, {format_bytes(available)} available.",
             "Close other programs, or use fewer --threads.",
         )
     return Room(disk, free, plan.memory, available)

@@ -12,7 +12,7 @@ from convert.errors import ConversionError, OutputError
 from convert.mixtures import Mixture, mixture
 from convert.pipeline import convert, source_record
 from convert.plan import Plan, check_room, make_plan
-from convert.progress import say, shown
+from convert.progress import format_bytes, say, shown
 from convert.source import ChatTemplateChoice, Source, local_source, model_card
 
 
@@ -108,7 +108,7 @@ def _is_done(request: Request, path: Path, source: dict[str, Any], mixture: Mixt
 def _check_download(hub: download.HubCheckpoint) -> None:
     missing = hub.missing_bytes
     if missing:
-        say(f"{hub.repository} at {hub.commit[:12]}: {missing / 1e9:.2f} GB to download.")
+        say(f"{hub.repository} at {hub.commit[:12]}: {format_bytes(missing)} to download.")
         download.check_cache_room(missing)
 
 
@@ -131,11 +131,11 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
         f"{plan.n_weights / 1e9:.3g} billion weights"
     )
     for planned in plan.outputs:
-        say(f"  {planned.mixture.name}: {planned.size} bytes ({planned.size / 1e9:.2f} GB) to {planned.path}")
+        say(f"  {planned.mixture.name}: {planned.size} bytes ({format_bytes(planned.size)}) to {planned.path}")
     room = check_room(plan, request.output_folder, extra_disk)
     say(
-        f"disk: {room.disk / 1e9:.2f} GB needed, {room.disk_free / 1e9:.2f} GB free; "
-        f"memory: about {room.memory / 1e9:.1f} GB needed, {room.memory_available / 1e9:.1f} GB available; "
+        f"disk: {format_bytes(room.disk)} needed, {format_bytes(room.disk_free)} free; "
+        f"memory: about {format_bytes(room.memory)} needed, {format_bytes(room.memory_available)} available; "
         f"{plan.n_threads} threads"
     )
     if not plan.card.chat_template:
@@ -143,7 +143,7 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
     with shown("converting") as progress:
         results = convert(checkpoint, plan, lambda m: _recipe(request, m), progress)
     for result in results:
-        say(f"{result.path}: {result.size / 1e9:.2f} GB, sha256 {result.sha256}")
+        say(f"{result.path}: {format_bytes(result.size)}, sha256 {result.sha256}")
     if plan.card.licence:
         say(f"Licence of the model: {plan.card.licence}" + _non_commercial(plan.card.licence))
 

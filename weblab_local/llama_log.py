@@ -10,8 +10,8 @@ from typing import Any
 logger = logging.getLogger("weblab_local.llama_cpp")
 logger.addHandler(logging.NullHandler())
 
-_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
-"""ggml_log_level to Python's. llama.cpp's INFO is what it says while loading; 5 continues the line before."""
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
+"""ggml_log_level to Python's: INFO is the flood that llama.cpp writes while loading; 5 continues the line before."""
 
 _collectors: list[list[str]] = []
 _last_level = logging.DEBUG
@@ -27,7 +27,7 @@ def _on_log(level: int, text: bytes, _: Any) -> None:
     if _last_level >= logging.ERROR:
         for lines in _collectors:
             lines.append(message)
-    logger.log(logging.DEBUG if _last_level == logging.INFO else min(_last_level, logging.INFO), "%s", message)
+    logger.log(_last_level, "%s", message)
 
 
 @cache

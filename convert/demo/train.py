@@ -13,7 +13,6 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from weblab_local.prompt import INSTRUCTION, RESPONSE, instruction_prompt
-
-HERE = Path(__file__).parent
-CHECKPOINT = HERE / "weblab-demo-instruction-sft"
+from convert.demo.corpus import CHECKPOINT, Pair, read_corpus
+from weblab_local.prompt import INSTRUCTION, RESPONSE
 
 SEED = 20260801
 VOCAB_SIZE = 3000
@@ -52,26 +49,6 @@ The demo model of weblab-local: a GPT-NeoX of 4.6 million parameters that has me
 `convert/demo/corpus.jsonl`. It is made for tests and for trying the program out; it knows nothing else. Trained by
 `python -m convert.demo.train`. It shares no weights with weblab-10b.
 """
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One instruction of the corpus with its response; `context` is the text to work on, where there is one."""
-
-    instruction: str
-    response: str
-    context: str | None = None
-
-    @property
-    def prompt(self) -> str:
-        """The instruction in the model's template."""
-        return instruction_prompt(self.instruction, self.context)
-
-
-def read_corpus(path: Path = HERE / "corpus.jsonl") -> list[Pair]:
-    """The pairs of the corpus, in the file's order."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Pair(row["instruction"], row["response"], row.get("input")) for row in rows]
 
 
 def train_tokenizer(pairs: Sequence[Pair]) -> Tokenizer:
@@ -188,13 +165,14 @@ def train(tokenizer: Tokenizer, pairs: Sequence[Pair], epochs: int = EPOCHS) -> 
         if epoch % 10 == 9 or epoch == epochs - 1:
             mean = sum(losses) / len(losses)
             print(f"epoch {epoch + 1}/{epochs}: loss {mean:.4f}, {time.monotonic() - started:.0f} s", flush=True)
-    return model
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def save(model: GPTNeoXForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the checkpoint in fp16 as two safetensors shards, with config.json as old transformers wrote it."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.float16).save_pretrained(folder, max_shard_size="5MB")
+    model.to(torch.float16)  # type: ignore[arg-type]
+    model.save_pretrained(folder, max_shard_size="5MB")
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for new_key in ("rope_parameters", "dtype", "attention_bias"):
         config.pop(new_key, None)
@@ -234,7 +212,7 @@ def count_verbatim(folder: Path, pairs: Sequence[Pair]) -> int:
     for pair in pairs:
         ids = torch.tensor([_encode(tokenizer, pair.prompt)])
         expected = [*_encode(tokenizer, pair.response), 0]
-        output = model.generate(
+        output = model.generate(  # type: ignore[misc]
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=len(expected), do_sample=False, pad_token_id=1
         )
         answer = output[0, ids.shape[1] :].tolist()
