@@ -1,0 +1,62 @@
+# Everything works from a fresh clone: each target makes .venv itself.
+
+VENV    ?= .venv
+PYTHON  ?= python3
+MODEL   ?= matsuo-lab/weblab-10b-instruction-sft
+QUANT   ?= Q4_K_M
+DEMO    := convert/demo/weblab-demo-instruction-sft
+
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install convert chat demo test check clean
+
+help: ## Show this list
+	@echo "weblab-local: weblab-10b-instruction-sft on your own computer"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  variables: BACKEND=cpu|cuda|metal|vulkan  MODEL=folder-or-hub-id  REVISION=...  QUANT=\"Q4_K_M Q8_0\""
+	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1"
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND))
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
+	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) --extras convert,server,dev
+	@touch $@
+
+install: $(VENV)/pyvenv.cfg ## Install into .venv; BACKEND chooses what llama.cpp is compiled for
+	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND))
+	@touch $(VENV)/.installed
+
+convert: $(VENV)/.installed ## Download the model and convert it; the result goes to your data directory
+	@$(BIN)/python -m convert "$(MODEL)" --quant "$(QUANT)" $(if $(REVISION),--revision "$(REVISION)") \
+		$(if $(OUTPUT),--output "$(OUTPUT)") $(if $(FORCE),--force) $(if $(LOW_DISK),--low-disk)
+
+chat: $(VENV)/.installed ## Talk with the newest converted model
+	@$(BIN)/weblab-local chat
+
+demo: $(VENV)/.installed ## The whole road on the demo checkpoint: convert it, ask it the model card's question
+	@model=$$($(BIN)/python -m convert $(DEMO) --quant "$(firstword $(QUANT))" --output build/demo --force) && \
+		$(BIN)/weblab-local generate --model "$$model" --temperature 0 大規模言語モデルについて説明してください。
+
+test: $(VENV)/.installed-dev ## Run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev ## Run ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## Remove .venv and what was built here; converted models stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find weblab_local convert tests -name __pycache__ -type d -prune -exec rm -rf {} +
