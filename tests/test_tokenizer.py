@@ -63,7 +63,7 @@ def test_decomposed_text_has_the_ids_of_composed_text(vocab: object, text: str) 
     assert encode(vocab, unicodedata.normalize("NFD", text)) == encode(vocab, unicodedata.normalize("NFC", text))
 
 
-@pytest.mark.parametrize("text", ["", " ", "  ", "a  ", "a\n", "\n\n\n", " " * 23, " " * 24, " " * 25, " " * 100, "\u3000"])
+@pytest.mark.parametrize("text", ["", " ", "  ", "a  ", "a\n", "\n\n\n", *(" " * n for n in (23, 24, 25, 100)), "\u3000"])
 def test_whitespace_has_hugging_faces_ids(vocab: object, hugging_face: Tokenizer, text: str) -> None:
     assert encode(vocab, text) == hugging_face_ids(hugging_face, text)
 
@@ -163,7 +163,7 @@ def test_the_real_vocabulary_gives_hugging_faces_ids_on_any_text(
 
 def test_long_tokens_come_out_whole(real_tokenizer: tuple[object, Tokenizer]) -> None:
     vocab, tokenizer = real_tokenizer
-    long = [i for i in range(50277) if len((tokenizer.id_to_token(i) or "")) > 32]
+    long = [i for i in range(50277) if len(tokenizer.id_to_token(i) or "") > 32]
     assert len(long) > 100
     for token in long:
         assert piece(vocab, token).decode() == tokenizer.decode([token])
