@@ -1,0 +1,224 @@
+"""llama.cpp's model and context, as little more than their C functions: load, decode, KV cells, logits.
+
+Only the scheduler's worker thread calls what is here, except `Context.abort`, which any thread may call.
+"""
+
+import ctypes
+import ctypes.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from llama_cpp import llama_cpp as lib
+from numpy.typing import NDArray
+
+from weblab_local.errors import ModelFileError, WeblabError
+from weblab_local.llama_log import collect_errors
+
+KvType = Literal["f16", "q8_0", "q4_0"]
+
+KV_TYPES: Mapping[KvType, int] = {
+    "f16": lib.GGML_TYPE_F16,
+    "q8_0": lib.GGML_TYPE_Q8_0,
+    "q4_0": lib.GGML_TYPE_Q4_0,
+}
+
+LoadProgress = Callable[[float], None]
+"""Called with the share of the weights that is loaded, 0 to 1. An exception from it cancels the loading."""
+
+
+class Model:
+    """A loaded GGUF."""
+
+    def __init__(
+        self,
+        path: Path,
+        n_gpu_layers: int,
+        *,
+        repack: bool = True,
+        devices: Sequence[int] | None = None,
+        on_progress: LoadProgress | None = None,
+    ) -> None:
+        """Load the weights. `devices` are ggml device handles to offload to; None is llama.cpp's own choice.
+
+        Raises ModelFileError with llama.cpp's error lines, or whatever `on_progress` raised.
+        """
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.use_extra_bufts = repack
+        if devices is not None:
+            handles = (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
+            params.devices = ctypes.cast(handles, ctypes.c_void_p)
+        raised: list[BaseException] = []
+
+        def progressed(share: float, _: Any) -> bool:
+            try:
+                if on_progress is not None:
+                    on_progress(share)
+            except BaseException as error:
+                raised.append(error)
+            return not raised
+
+        callback = lib.llama_progress_callback(progressed)
+        params.progress_callback = callback
+        with collect_errors() as errors:
+            self.handle = lib.llama_model_load_from_file(str(path).encode(), params)
+        if raised:
+            self.close()
+            raise raised[0]
+        if not self.handle:
+            raise ModelFileError(
+                f"llama.cpp cannot load {path}: {' '.join(errors) or 'it gives no reason'}",
+                "If memory is short, take a smaller quantization; if the file is damaged, convert again.",
+            )
+        self.vocab = lib.llama_model_get_vocab(self.handle)
+        self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
+        self.eos = int(lib.llama_vocab_eos(self.vocab))
+
+    def is_end(self, token: int) -> bool:
+        """Whether `token` ends a text."""
+        return bool(lib.llama_vocab_is_eog(self.vocab, token))
+
+    def close(self) -> None:
+        """Free the weights. Its contexts have to be closed before."""
+        if self.handle:
+            lib.llama_model_free(self.handle)
+            self.handle = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One token of a batch: where it stands in which sequence, and whether its logits are wanted."""
+
+    token: int
+    position: int
+    sequence: int
+    logits: bool
+
+
+class OutOfCells(WeblabError):
+    """The KV cache has no room for a batch."""
+
+
+class Context:
+    """A llama.cpp context with a KV cache of `n_ctx` cells that `n_seq_max` sequences share."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_seq_max: int,
+        n_batch: int,
+        n_threads: int,
+        n_threads_batch: int,
+        kv_type: KvType,
+        flash_attention: bool | None,
+    ) -> None:
+        """Allocate KV cache and compute buffers. `flash_attention` None: wherever llama.cpp allows it."""
+        params = lib.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_seq_max = n_seq_max
+        params.n_batch = params.n_ubatch = n_batch
+        params.n_threads = n_threads
+        params.n_threads_batch = n_threads_batch
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.flash_attn_type = -1 if flash_attention is None else int(flash_attention)
+        params.kv_unified = True
+        params.no_perf = True
+        with collect_errors() as errors:
+            self._handle = lib.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise ModelFileError(
+                f"llama.cpp cannot make a context of {n_ctx} tokens: {' '.join(errors) or 'it gives no reason'}",
+                "Use a smaller n_ctx, or kv_type q8_0.",
+            )
+        self.n_batch = n_batch
+        self._n_vocab = model.n_vocab
+        self._memory = lib.llama_get_memory(self._handle)
+        self._batch = lib.llama_batch_init(n_batch, 0, 1)
+        self._set_abort_flag()
+
+    def _set_abort_flag(self) -> None:
+        """Let llama.cpp look at a byte of ours between two graph nodes, without Python and its lock.
+
+        The callback it wants takes a pointer and returns a bool. C's strlen does just that with our buffer: 0 while
+        the first byte is 0, else 1. A Python function would need the GIL at every node, beside busy host threads.
+        """
+        self._abort_flag = ctypes.create_string_buffer(2)
+        libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else ctypes.util.find_library("c"))
+        callback = ctypes.cast(libc.strlen, lib.ggml_abort_callback)
+        lib.llama_set_abort_callback(self._handle, callback, ctypes.cast(self._abort_flag, ctypes.c_void_p))
+        self._keep = (libc, callback)
+
+    def abort(self) -> None:
+        """Make the decode that is running, or the next one, end soon and give back False. From any thread."""
+        self._abort_flag[0] = b"\x01"
+
+    def decode(self, entries: Sequence[Entry]) -> bool:
+        """Compute a batch. False when it was aborted: then none of it is in the KV cache.
+
+        Raises OutOfCells when the KV cache is full, WeblabError when llama.cpp fails.
+        """
+        batch = self._batch
+        batch.n_tokens = len(entries)
+        for i, entry in enumerate(entries):
+            batch.token[i] = entry.token
+            batch.pos[i] = entry.position
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = entry.sequence
+            batch.logits[i] = entry.logits
+        with collect_errors() as errors:
+            status = lib.llama_decode(self._handle, batch)
+        if status == 2:
+            self._abort_flag[0] = b"\x00"
+            return False
+        if status == 1:
+            raise OutOfCells("The KV cache is full.", "Use a larger n_ctx.")
+        if status != 0:
+            raise WeblabError(f"llama.cpp failed while computing: {' '.join(errors) or status}")
+        return True
+
+    def clear_abort(self) -> None:
+        """Take an `abort` back that came too late for a decode."""
+        self._abort_flag[0] = b"\x00"
+
+    def logits(self, index: int) -> NDArray[np.float32]:
+        """The logits of batch entry `index` (n_vocab). Valid until the next decode."""
+        pointer = lib.llama_get_logits_ith(self._handle, index)
+        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+
+    @property
+    def handle(self) -> Any:
+        """llama.cpp's pointer, for the sampler."""
+        return self._handle
+
+    def forget(self, sequence: int, start: int = 0) -> None:
+        """Drop the cells of `sequence` from position `start` on."""
+        lib.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def share(self, source: int, target: int, start: int, stop: int) -> None:
+        """Let `target` have the cells of `source` at positions [start, stop) too; they are not copied."""
+        lib.llama_memory_seq_cp(self._memory, source, target, start, stop)
+
+    def save_sequence(self, sequence: int) -> bytes:
+        """The KV state of a sequence."""
+        size = lib.llama_state_seq_get_size(self._handle, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        written = lib.llama_state_seq_get_data(self._handle, buffer, size, sequence)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore_sequence(self, sequence: int, state: bytes) -> bool:
+        """Put back what `save_sequence` gave, of a context with the same settings. False when llama.cpp refuses it."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(lib.llama_state_seq_set_data(self._handle, buffer, len(state), sequence))
+
+    def close(self) -> None:
+        """Free KV cache, buffers and batch."""
+        if self._handle:
+            lib.llama_batch_free(self._batch)
+            lib.llama_free(self._handle)
+            self._handle = None

@@ -1,0 +1,294 @@
+"""A loaded model: what a host app, the chat, the command line and the server talk to.
+
+All methods may be called from any thread; one worker thread behind them alone runs llama.cpp.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from weblab_local.errors import PromptError, WeblabError
+from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, complete
+from weblab_local.prompt import instruction_prompt
+from weblab_local.sampling import SamplingParams
+from weblab_local.stopping import TURN_STOPS
+
+if TYPE_CHECKING:
+    from weblab_local.chat import ChatSession
+    from weblab_local.scheduler import Request
+
+KvType = Literal["f16", "q8_0", "q4_0"]
+
+DEFAULT_N_CTX = 2048
+CPU_BATCH, GPU_BATCH = 128, 512
+"""Prompt tokens computed at once. Small on the CPU: llama.cpp can be stopped only between two operations of a batch,
+and one on a large batch takes long there, while larger batches hardly read the prompt faster."""
+
+PromptProgress = Callable[[int, int], None]
+"""Called on the worker thread with (tokens of the prompt that are done, tokens in all)."""
+
+
+class Engine(AbstractContextManager["Engine"]):
+    """A model in memory. Close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int = DEFAULT_N_CTX,
+        n_parallel: int = 1,
+        n_gpu_layers: int = 0,
+        n_threads: int | None = None,
+        kv_type: KvType = "f16",
+        flash_attention: bool | None = None,
+        repack: bool = True,
+        devices: Sequence[int] | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Load the GGUF at `path`; `weblab_local.load` finds it by name and plans the rest.
+
+        n_ctx             KV cells that all sequences share
+        n_parallel        requests that are computed at the same time; more wait in order
+        n_threads         threads that compute; None: one for each physical core
+        kv_type           type of the KV cache; q8_0 and q4_0 need flash attention
+        flash_attention   None: wherever llama.cpp allows it
+        repack            let llama.cpp rearrange weights for this processor while loading
+        devices           ggml devices to offload to; None: llama.cpp's own choice
+        on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
+
+        Raises ModelFileError for a file that is no GPT-NeoX or damaged, WeblabError for settings that cannot be.
+        """
+        if n_parallel < 1 or n_ctx < 1:
+            raise WeblabError(f"n_ctx and n_parallel have to be at least 1, and are {n_ctx} and {n_parallel}.")
+        if kv_type != "f16" and flash_attention is False:
+            raise WeblabError(f"A KV cache of type {kv_type} needs flash attention.", "Leave flash_attention out.")
+        from weblab_local.context import KV_TYPES, Context, Model
+        from weblab_local.devices import physical_cores
+        from weblab_local.gguf_header import read_header, require_gptneox
+        from weblab_local.scheduler import Scheduler
+
+        if kv_type not in KV_TYPES:
+            raise WeblabError(f"There is no KV cache of type {kv_type!r}.", f"Choose from {', '.join(KV_TYPES)}.")
+        header = read_header(path)
+        require_gptneox(header)
+        self.path = path
+        self.metadata: Mapping[str, Any] = header.metadata
+        self.n_ctx = n_ctx
+        self.n_parallel = n_parallel
+        self.n_ctx_train = header.hparam("context_length")
+        threads = n_threads or physical_cores()
+        n_batch = max(n_parallel, GPU_BATCH if n_gpu_layers else CPU_BATCH)
+        self._model = Model(path, n_gpu_layers, repack=repack, devices=devices, on_progress=on_progress)
+        try:
+            self._context = Context(
+                self._model,
+                n_ctx=n_ctx,
+                n_seq_max=n_parallel,
+                n_batch=n_batch,
+                n_threads=threads,
+                n_threads_batch=threads,
+                kv_type=kv_type,
+                flash_attention=True if kv_type != "f16" else flash_attention,
+            )
+        except BaseException:
+            self._model.close()
+            raise
+        self._scheduler = Scheduler(self._model, self._context, n_ctx=n_ctx, n_parallel=n_parallel, n_batch=n_batch)
+        self._closing = threading.Lock()
+        self._closed = False
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens that one prompt and its answer may have together."""
+        return min(self.n_ctx, self.n_ctx_train)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model was trained to follow instructions; a base model only continues text."""
+        return "tokenizer.chat_template" in self.metadata
+
+    @property
+    def licence(self) -> str:
+        """The model's licence, as its file says; "" when it does not."""
+        return str(self.metadata.get("general.license", ""))
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of `text`, as Hugging Face's tokenizer gives them without special tokens."""
+        from weblab_local.tokenizer import encode
+
+        self._require_open()
+        return encode(self._model.vocab, text)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for."""
+        from weblab_local.tokenizer import piece
+
+        self._require_open()
+        return piece(self._model.vocab, token)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        context: str | None = None,
+        raw: bool = False,
+        logprobs: int | None = None,
+        on_progress: PromptProgress | None = None,
+    ) -> Generation:
+        """Answer an instruction, chunk by chunk.
+
+        prompt        an instruction, put into the model's template; with `raw`, or as token ids, taken as it is
+        context       a text for the instruction to work on: the template's second form
+        logprobs      give log-probabilities of the tokens, and so many alternatives for each
+        on_progress   called on the worker thread while the prompt is read
+
+        Raises PromptError for a prompt that is empty or does not fit. The sampling's default is SamplingParams().
+        """
+        request, generation = self._request(prompt, params, context, raw, logprobs, on_progress, _sync_generation)
+        self._scheduler.submit(request)
+        return generation
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        context: str | None = None,
+        raw: bool = False,
+        logprobs: int | None = None,
+        on_progress: PromptProgress | None = None,
+    ) -> Completion:
+        """The same, whole."""
+        with self.stream(
+            prompt, params, context=context, raw=raw, logprobs=logprobs, on_progress=on_progress
+        ) as generation:
+            return complete(list(generation))
+
+    def astream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        context: str | None = None,
+        raw: bool = False,
+        logprobs: int | None = None,
+        on_progress: PromptProgress | None = None,
+    ) -> AsyncGeneration:
+        """`stream` for asyncio, to be called in a running event loop."""
+        loop = asyncio.get_running_loop()
+        request, generation = self._request(
+            prompt, params, context, raw, logprobs, on_progress, lambda cancel: AsyncGeneration(cancel, loop)
+        )
+        self._scheduler.submit(request)
+        return generation
+
+    async def agenerate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        context: str | None = None,
+        raw: bool = False,
+        logprobs: int | None = None,
+        on_progress: PromptProgress | None = None,
+    ) -> Completion:
+        """`generate` for asyncio. Cancelling the task cancels the request."""
+        chunks: list[Chunk] = []
+        async with self.astream(
+            prompt, params, context=context, raw=raw, logprobs=logprobs, on_progress=on_progress
+        ) as generation:
+            chunks = [chunk async for chunk in generation]
+        return complete(chunks)
+
+    def chat(self, system: str | None = None, params: SamplingParams | None = None) -> "ChatSession":
+        """A conversation with this model, of any number of them."""
+        from weblab_local.chat import ChatSession
+
+        return ChatSession(self, system, params)
+
+    def _request(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None,
+        context: str | None,
+        raw: bool,
+        logprobs: int | None,
+        on_progress: PromptProgress | None,
+        make: Callable[[Callable[[], None]], Any],
+    ) -> tuple["Request", Any]:
+        from weblab_local.scheduler import Request
+
+        self._require_open()
+        params = params or SamplingParams()
+        ids = self._prompt_ids(prompt, context, raw)
+        room = self.longest_sequence - len(ids)
+        if room < 1:
+            raise PromptError(
+                f"The prompt has {len(ids)} tokens; the context holds {self.longest_sequence}, the answer included.",
+                "Shorten it, or load the model with a larger n_ctx."
+                if self.longest_sequence < self.n_ctx_train
+                else "Shorten it.",
+            )
+        scheduler = self._scheduler
+        request: Request
+
+        def cancel() -> None:
+            scheduler.cancel(request)
+
+        generation = make(cancel)
+        request = Request(
+            prompt=ids,
+            params=params,
+            max_tokens=min(params.max_tokens, room),
+            stops=(*params.stop, *(() if raw else TURN_STOPS)),
+            n_logprobs=logprobs,
+            emit=generation.emit,
+            on_progress=on_progress,
+        )
+        return request, generation
+
+    def _prompt_ids(self, prompt: str | Sequence[int], context: str | None, raw: bool) -> list[int]:
+        if not isinstance(prompt, str):
+            ids = list(prompt)
+            wrong = [token for token in ids if not 0 <= token < self._model.n_vocab]
+            if wrong:
+                raise PromptError(f"The prompt holds the id {wrong[0]}; the vocabulary has {self._model.n_vocab}.")
+        elif raw:
+            if context is not None:
+                raise PromptError("A raw prompt has no template to put a context into.")
+            ids = self.tokenize(prompt)
+        else:
+            ids = self.tokenize(instruction_prompt(prompt, context))
+        if not ids:
+            raise PromptError("The prompt is empty.", "A raw prompt needs at least one token.")
+        return ids
+
+    def _require_open(self) -> None:
+        if self._closed:
+            from weblab_local.scheduler import closed_error
+
+            raise closed_error()
+
+    def close(self) -> None:
+        """End what is running and release everything. Closing twice does nothing."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._scheduler.close()
+            self._context.close()
+            self._model.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _sync_generation(cancel: Callable[[], None]) -> Generation:
+    return Generation(cancel)

@@ -1,0 +1,208 @@
+"""How the next token is chosen: the parameters, checked when they are made, and llama.cpp's samplers in their order.
+
+The order is transformers': bias and penalties on the logits, a grammar, then temperature, top-k, top-p, min-p, then a
+draw. The card of weblab-10b-instruction-sft samples with temperature 0.7 and top-p 0.95, and transformers adds its
+default top-k of 50; these are the defaults here.
+"""
+
+import ctypes
+import json
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from weblab_local.errors import WeblabError
+
+MAX_SEED = 2**32 - 2
+"""llama.cpp takes 2**32 - 1 as "any seed"."""
+
+
+class SamplingError(WeblabError, ValueError):
+    """A sampling parameter is out of its range, or a grammar cannot be read."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Sampling parameters. SamplingError, when it is made, for a value that makes no sense.
+
+    temperature         0 is greedy decoding; otherwise logits are divided by it
+    top_k               only the k most likely tokens; 0 is off
+    top_p               only the most likely tokens that together have this probability; 1 is off
+    min_p               only tokens at least this likely, relative to the most likely one; 0 is off
+    repeat_penalty      for tokens of prompt and answer: positive logits are divided by it, negative multiplied; 1 is off
+    presence_penalty    subtracted from the logit of a token that the answer has already
+    frequency_penalty   subtracted from it as often as it has it
+    seed                makes a run repeatable on the same machine; None draws one
+    max_tokens          the answer has at most so many, and never more than fit the context
+    stop                strings that end the answer and are not part of it
+    logit_bias          {token id: what is added to its logit}; -inf forbids a token
+    grammar             the answer follows this GBNF grammar
+    json_schema         the answer is JSON that fits this JSON schema; {} is any JSON object
+    """
+
+    temperature: float = 0.7
+    top_k: int = 50
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    max_tokens: int = 512
+    stop: Sequence[str] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    grammar: str | None = None
+    json_schema: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_number("temperature", self.temperature, 0.0, 100.0)
+        _check_whole("top_k", self.top_k, 0, None)
+        _check_number("top_p", self.top_p, 0.0, 1.0)
+        _check_number("min_p", self.min_p, 0.0, 1.0)
+        _check_number("repeat_penalty", self.repeat_penalty, 0.01, 100.0)
+        _check_number("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        _check_number("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        if self.seed is not None:
+            _check_whole("seed", self.seed, 0, MAX_SEED)
+        _check_whole("max_tokens", self.max_tokens, 1, None)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise SamplingError(f"stop should be strings that are not empty, and is {self.stop!r}.")
+        object.__setattr__(self, "stop", stop)
+        for token, bias in self.logit_bias.items():
+            _check_whole("a token of logit_bias", token, 0, None)
+            if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
+                raise SamplingError(f"The logit_bias of token {token} should be a number, and is {bias!r}.")
+        object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
+        if self.grammar is not None and self.json_schema is not None:
+            raise SamplingError("Give a grammar or a json_schema, not both.")
+        if self.grammar is not None and (not isinstance(self.grammar, str) or not self.grammar.strip()):
+            raise SamplingError("grammar should be a GBNF grammar, and is empty.", "Leave it None for free text.")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0
+
+    def gbnf(self) -> str | None:
+        """The grammar that the answer follows, None for free text. SamplingError for a schema that has none."""
+        if self.json_schema is None:
+            return self.grammar
+        from llama_cpp.llama_grammar import JSON_GBNF, json_schema_to_gbnf
+
+        if not self.json_schema:
+            return str(JSON_GBNF)
+        try:
+            return str(json_schema_to_gbnf(json.dumps(dict(self.json_schema))))
+        except Exception as error:  # the library raises whatever it stumbles over
+            raise SamplingError(f"The JSON schema cannot be turned into a grammar: {error}") from None
+
+
+def _check_number(name: str, value: object, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise SamplingError(f"{name} should be a number from {least:g} to {most:g}, and is {value!r}.")
+
+
+def _check_whole(name: str, value: object, least: int, most: int | None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
+        upper = f" to {most}" if most is not None else " on"
+        raise SamplingError(f"{name} should be a whole number from {least}{upper}, and is {value!r}.")
+
+
+class Sampler:
+    """llama.cpp's sampler chain for one answer. Has to be closed; used by one thread."""
+
+    def __init__(self, params: SamplingParams, vocab: Any, prompt: Sequence[int], n_ctx: int) -> None:
+        """Build the chain. `prompt`'s tokens count for the repeat penalty. SamplingError for a grammar's errors."""
+        from llama_cpp import llama_cpp
+
+        self._lib = llama_cpp
+        n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
+        unknown = [token for token in params.logit_bias if token >= n_vocab]
+        if unknown:
+            raise SamplingError(f"logit_bias names token {unknown[0]}; the vocabulary has {n_vocab}.")
+        self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        try:
+            for sampler in self._samplers(params, vocab, n_vocab, prompt, n_ctx):
+                llama_cpp.llama_sampler_chain_add(self._chain, sampler)
+        except BaseException:
+            self.close()
+            raise
+
+    def _samplers(
+        self, params: SamplingParams, vocab: Any, n_vocab: int, prompt: Sequence[int], n_ctx: int
+    ) -> list[Any]:
+        lib = self._lib
+        samplers: list[Any] = []
+        gbnf = params.gbnf()
+        if gbnf is not None:
+            samplers.append(_grammar(vocab, gbnf))
+        if params.logit_bias:
+            biases = (lib.llama_logit_bias * len(params.logit_bias))(
+                *(lib.llama_logit_bias(token, bias) for token, bias in params.logit_bias.items())
+            )
+            samplers.append(lib.llama_sampler_init_logit_bias(n_vocab, len(biases), biases))
+        if params.repeat_penalty != 1:
+            repeat = lib.llama_sampler_init_penalties(n_vocab, n_ctx, params.repeat_penalty, 0.0, 0.0)
+            for token in prompt:
+                lib.llama_sampler_accept(repeat, token)
+            samplers.append(repeat)
+        if params.presence_penalty or params.frequency_penalty:
+            samplers.append(
+                lib.llama_sampler_init_penalties(n_vocab, n_ctx, 1.0, params.frequency_penalty, params.presence_penalty)
+            )
+        if params.is_greedy:
+            return [*samplers, lib.llama_sampler_init_greedy()]
+        samplers.append(lib.llama_sampler_init_temp(params.temperature))
+        if params.top_k:
+            samplers.append(lib.llama_sampler_init_top_k(params.top_k))
+        if params.top_p < 1:
+            samplers.append(lib.llama_sampler_init_top_p(params.top_p, 1))
+        if params.min_p:
+            samplers.append(lib.llama_sampler_init_min_p(params.min_p, 1))
+        seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
+        return [*samplers, lib.llama_sampler_init_dist(seed)]
+
+    def sample(self, context: Any, index: int) -> int:
+        """Choose a token from the logits of `context`'s batch entry `index`, and take note of it for the next."""
+        return int(self._lib.llama_sampler_sample(self._chain, context, index))
+
+    def apply(self, logits: Sequence[float]) -> dict[int, float]:
+        """The tokens that are left for a draw from these logits (n_vocab), with their probabilities."""
+        from llama_cpp import llama_cpp as lib
+
+        data = (lib.llama_token_data * len(logits))(
+            *(lib.llama_token_data(token, logit, 0.0) for token, logit in enumerate(logits))
+        )
+        array = lib.llama_token_data_array(data, len(logits), -1, False)
+        lib.llama_sampler_apply(self._chain, ctypes.byref(array))
+        left = [array.data[i] for i in range(array.size)]
+        peak = max(token.logit for token in left)
+        weights = {int(token.id): math.exp(token.logit - peak) for token in left}
+        total = sum(weights.values())
+        return {token: weight / total for token, weight in weights.items()}
+
+    def close(self) -> None:
+        """Free the chain with its samplers."""
+        if self._chain is not None:
+            self._lib.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+def _grammar(vocab: Any, gbnf: str) -> Any:
+    from llama_cpp import llama_cpp
+
+    from weblab_local.llama_log import collect_errors
+
+    with collect_errors() as errors:
+        sampler = llama_cpp.llama_sampler_init_grammar(vocab, gbnf.encode(), b"root")
+    if not sampler:
+        raise SamplingError(
+            f"llama.cpp cannot read the grammar: {' '.join(errors) or 'it has no rule called root'}",
+            "A GBNF grammar has a rule `root ::= ...`.",
+        )
+    return sampler

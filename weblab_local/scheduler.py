@@ -1,0 +1,423 @@
+"""Continuous batching: one worker thread, the only one that calls llama.cpp, serves all requests.
+
+Every active request has a sequence in the shared KV cache. Each step decodes one batch: the newest token of every
+sequence that generates, and a chunk of the prompts that are still being read. What another sequence has computed of a
+common prefix is shared, not computed again; what an earlier request left in a sequence is used if it fits.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from weblab_local.context import Context, Entry, Model
+from weblab_local.errors import WeblabError
+from weblab_local.generation import Chunk, Emit, FinishReason, Stats, TokenLogprob
+from weblab_local.sampling import Sampler, SamplingParams
+from weblab_local.stopping import StopFilter
+from weblab_local.tokenizer import TextStream, piece
+
+logger = logging.getLogger(__name__)
+
+MIXED_CHUNK = 64
+"""Prompt tokens in a batch in which others generate: they wait for no more than these."""
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Request:
+    """What a caller wants. `max_tokens` fits the context; `on_progress` gets (prompt tokens done, in all)."""
+
+    prompt: Sequence[int]
+    params: SamplingParams
+    max_tokens: int
+    stops: Sequence[str]
+    n_logprobs: int | None
+    emit: Emit
+    on_progress: Callable[[int, int], None] | None = None
+    submitted: float = field(default_factory=time.perf_counter)
+    cancelled: bool = False
+
+    @property
+    def cells(self) -> int:
+        """KV cells it may need."""
+        return len(self.prompt) + self.max_tokens
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """One of the context's sequences; `tokens` are those in its KV cells."""
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    last_used: float = 0.0
+
+
+class _Active:
+    """A request that has a sequence: it reads its prompt, then generates."""
+
+    def __init__(self, request: Request, sequence: _Sequence, cached: int, sampler: Sampler) -> None:
+        self.request = request
+        self.sequence = sequence
+        self.cached = cached
+        self.sampler = sampler
+        self.pending: list[int] = []
+        """Tokens chosen, but not yet in the KV cache."""
+        self.waits_for: _Active | None = None
+        """Another request that is computing a prefix of this one's prompt."""
+        self.text = TextStream()
+        self.stop = StopFilter(request.stops)
+        self.unsent_tokens: list[int] = []
+        self.unsent_logprobs: list[TokenLogprob] = []
+        self.generated = 0
+        self.started = time.perf_counter()
+        self.first_token = 0.0
+
+    @property
+    def reading(self) -> bool:
+        return not self.pending
+
+    @property
+    def unread(self) -> Sequence[int]:
+        return self.request.prompt[len(self.sequence.tokens) :]
+
+    def stats(self) -> Stats:
+        now = time.perf_counter()
+        first = self.first_token or now
+        return Stats(
+            prompt_tokens=len(self.request.prompt),
+            cached_tokens=self.cached,
+            completion_tokens=self.generated,
+            prompt_seconds=first - self.started,
+            generation_seconds=now - first,
+            time_to_first_token=first - self.request.submitted,
+        )
+
+
+class Scheduler:
+    """Owns the context and its worker thread. `submit` and `cancel` may be called from any thread."""
+
+    def __init__(self, model: Model, context: Context, *, n_ctx: int, n_parallel: int, n_batch: int) -> None:
+        self._model = model
+        self._context = context
+        self._n_ctx = n_ctx
+        self._n_batch = n_batch
+        self._sequences = [_Sequence(index) for index in range(n_parallel)]
+        self._active: list[_Active] = []
+        self._waiting: deque[Request] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._changed = threading.Condition()
+        self._reading_now: set[Request] = set()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="weblab-local engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its events come through `request.emit`. Raises WeblabError when closed."""
+        with self._changed:
+            if self._closed:
+                raise closed_error()
+            self._waiting.append(request)
+            self._changed.notify()
+
+    def cancel(self, request: Request) -> None:
+        """End a request soon: at once while its prompt is being read, else at its next token."""
+        with self._changed:
+            request.cancelled = True
+            if request in self._reading_now:
+                self._context.abort()
+            self._changed.notify()
+
+    def call(self, function: Callable[[Context, list[list[int]]], T]) -> T:
+        """Run `function(context, tokens of each sequence)` on the worker thread between two steps; its result."""
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closed:
+                raise closed_error()
+            self._calls.append((lambda: function(self._context, [s.tokens for s in self._sequences]), future))
+            self._changed.notify()
+        return future.result()
+
+    def close(self) -> None:
+        """End all requests with an error, and the thread. The context is the caller's to close."""
+        with self._changed:
+            self._closed = True
+            if self._reading_now:
+                self._context.abort()
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._step()
+        except BaseException as error:
+            logger.exception("The engine's worker thread failed.")
+            self._fail_everything(WeblabError(f"The engine failed: {error}", "Close it and load the model again."))
+        else:
+            self._fail_everything(closed_error())
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._active or self._waiting or self._calls)
+            return not self._closed
+
+    def _fail_everything(self, error: WeblabError) -> None:
+        with self._changed:
+            self._closed = True
+            waiting, calls = list(self._waiting), list(self._calls)
+            self._waiting.clear()
+            self._calls.clear()
+        for active in list(self._active):
+            self._end(active, error)
+        for request in waiting:
+            request.emit(error)
+        for _, future in calls:
+            future.set_exception(error)
+
+    def _step(self) -> None:
+        self._answer_calls()
+        self._drop_cancelled()
+        self._admit()
+        self._share_prefixes()
+        parts = self._plan_batch()
+        if not parts:
+            return
+        entries: list[Entry] = []
+        first_entry: list[int] = []
+        for active, tokens in parts:
+            first_entry.append(len(entries))
+            entries += self._entries(active, tokens)
+        if not self._decode(parts, entries):
+            return
+        for (active, tokens), first in zip(parts, first_entry, strict=True):
+            self._advance(active, tokens, first)
+
+    def _answer_calls(self) -> None:
+        with self._changed:
+            calls = list(self._calls)
+            self._calls.clear()
+        for function, future in calls:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            dropped = [request for request in self._waiting if request.cancelled]
+            for request in dropped:
+                self._waiting.remove(request)
+        for request in dropped:
+            n_prompt = len(request.prompt)
+            request.emit(Chunk("", (), finish_reason="cancelled", stats=Stats(n_prompt, 0, 0, 0.0, 0.0, 0.0)))
+        for active in [active for active in self._active if active.request.cancelled]:
+            self._finish(active, "cancelled")
+
+    def _admit(self) -> None:
+        """Give waiting requests, in their order, a sequence and room, as long as there are both."""
+        while len(self._active) < len(self._sequences):
+            with self._changed:
+                if not self._waiting:
+                    return
+                request = self._waiting[0]
+                if not self._make_room(request):
+                    return
+                self._waiting.popleft()
+            self._begin(request)
+
+    def _make_room(self, request: Request) -> bool:
+        """Forget what idle sequences hold, the longest unused first, until the request fits. False if it cannot yet."""
+        reserved = sum(active.request.cells for active in self._active) + request.cells
+        if reserved > self._n_ctx:
+            return False
+        reuse, _ = self._best_idle(request.prompt)
+        idle = sorted((s for s in self._idle() if s is not reuse), key=lambda sequence: sequence.last_used)
+        while idle and reserved + sum(len(sequence.tokens) for sequence in idle) > self._n_ctx:
+            self._forget(idle.pop(0))
+        return True
+
+    def _idle(self) -> list[_Sequence]:
+        busy = {active.sequence.index for active in self._active}
+        return [sequence for sequence in self._sequences if sequence.index not in busy]
+
+    def _best_idle(self, prompt: Sequence[int]) -> tuple[_Sequence, int]:
+        """The idle sequence that has most of `prompt`, and how much; without any, the one longest unused."""
+        common = [(common_prefix(sequence.tokens, prompt), sequence) for sequence in self._idle()]
+        length, sequence = max(common, key=lambda pair: (pair[0], not pair[1].tokens, -pair[1].last_used))
+        return sequence, length
+
+    def _begin(self, request: Request) -> None:
+        prompt = request.prompt
+        sequence, own = self._best_idle(prompt)
+        own = min(own, len(prompt) - 1)  # the last token is always computed, for its logits
+        donor = max(self._sequences, key=lambda other: common_prefix(other.tokens, prompt))
+        shared = min(common_prefix(donor.tokens, prompt), len(prompt) - 1)
+        if shared > own and donor is not sequence:
+            self._forget(sequence)
+            self._share(donor, sequence, shared)
+        else:
+            self._forget(sequence, own)
+        try:
+            sampler = Sampler(request.params, self._model.vocab, prompt, self._n_ctx)
+        except WeblabError as error:
+            request.emit(error)
+            return
+        active = _Active(request, sequence, len(sequence.tokens), sampler)
+        active.waits_for = self._ahead_of(active)
+        self._active.append(active)
+
+    def _ahead_of(self, active: _Active) -> _Active | None:
+        """The request that is about to compute the longest prefix of this one's prompt beyond what it has."""
+        best, most = None, len(active.sequence.tokens)
+        for other in self._active:
+            if other.reading:
+                length = common_prefix(other.request.prompt, active.request.prompt[:-1])
+                if length > most:
+                    best, most = other, length
+        return best
+
+    def _share_prefixes(self) -> None:
+        """Give requests that wait for another's prefix what it has computed, once it has all of it or has ended."""
+        for active in self._active:
+            other = active.waits_for
+            if other is None:
+                continue
+            wanted = common_prefix(other.request.prompt, active.request.prompt[:-1])
+            there = common_prefix(other.sequence.tokens, active.request.prompt[:-1])
+            if there >= wanted or other not in self._active:
+                if there > len(active.sequence.tokens):
+                    self._forget(active.sequence)
+                    self._share(other.sequence, active.sequence, there)
+                    active.cached = there
+                active.waits_for = None
+
+    def _share(self, donor: _Sequence, sequence: _Sequence, length: int) -> None:
+        self._context.share(donor.index, sequence.index, 0, length)
+        sequence.tokens = donor.tokens[:length]
+
+    def _forget(self, sequence: _Sequence, start: int = 0) -> None:
+        self._context.forget(sequence.index, start)
+        del sequence.tokens[start:]
+
+    def _plan_batch(self) -> list[tuple[_Active, Sequence[int]]]:
+        """Which tokens of which request are computed next: all that generate, then prompts, oldest first."""
+        parts: list[tuple[_Active, Sequence[int]]] = [(a, tuple(a.pending)) for a in self._active if not a.reading]
+        room = self._n_batch - sum(len(tokens) for _, tokens in parts)
+        if parts:
+            room = min(room, MIXED_CHUNK)
+        for active in self._active:
+            if active.reading and active.waits_for is None and room > 0:
+                tokens = active.unread[:room]
+                parts.append((active, tokens))
+                room -= len(tokens)
+        return parts
+
+    def _entries(self, active: _Active, tokens: Sequence[int]) -> list[Entry]:
+        start = len(active.sequence.tokens)
+        wanted = len(tokens) if not active.reading else int(len(tokens) == len(active.unread))
+        return [
+            Entry(token, start + i, active.sequence.index, logits=i >= len(tokens) - wanted)
+            for i, token in enumerate(tokens)
+        ]
+
+    def _decode(self, parts: Sequence[tuple[_Active, Sequence[int]]], entries: Sequence[Entry]) -> bool:
+        """Compute the batch; False when it was aborted or failed, and nothing of it is kept."""
+        with self._changed:
+            if self._closed:
+                return False
+            self._reading_now = {active.request for active, _ in parts if active.reading}
+            if any(request.cancelled for request in self._reading_now):
+                self._reading_now = set()
+                return False
+        error: WeblabError | None = None
+        try:
+            done = self._context.decode(entries)
+        except WeblabError as raised:
+            done, error = False, raised
+        with self._changed:
+            self._reading_now = set()
+            self._context.clear_abort()
+        if not done:
+            for active, _ in parts:
+                self._context.forget(active.sequence.index, len(active.sequence.tokens))
+                if error is not None:
+                    self._end(active, error)
+        return done
+
+    def _advance(self, active: _Active, tokens: Sequence[int], first: int) -> None:
+        """Take note of computed tokens and, where the logits are there, choose the next."""
+        was_reading = active.reading
+        try:
+            active.sequence.tokens.extend(tokens)
+            if was_reading:
+                if active.request.on_progress is not None:
+                    active.request.on_progress(len(active.sequence.tokens), len(active.request.prompt))
+                if active.unread:
+                    return
+                active.first_token = time.perf_counter()
+            index = first + len(tokens) - 1
+            self._take(active, active.sampler.sample(self._context.handle, index), index)
+        except Exception as error:  # a callback of the caller's, or a grammar that nothing fits
+            self._end(active, error)
+
+    def _take(self, active: _Active, token: int, index: int) -> None:
+        """Add a generated token to the answer, send what can be sent, end the answer where it ends."""
+        request = active.request
+        if self._model.is_end(token):
+            self._finish(active, "stop")
+            return
+        active.generated += 1
+        active.pending = [token]
+        active.unsent_tokens.append(token)
+        if request.n_logprobs is not None:
+            active.unsent_logprobs.append(self._logprob(token, index, request.n_logprobs))
+        text, stopped = active.stop.push(active.text.push(piece(self._model.vocab, token)))
+        if stopped:
+            self._finish(active, "stop", text)
+        elif active.generated >= request.max_tokens:
+            self._finish(active, "length", text)
+        elif text:
+            request.emit(Chunk(text, tuple(active.unsent_tokens), tuple(active.unsent_logprobs)))
+            active.unsent_tokens, active.unsent_logprobs = [], []
+
+    def _logprob(self, token: int, index: int, n_top: int) -> TokenLogprob:
+        logits = self._context.logits(index).astype(np.float64)
+        logprobs = logits - (logits.max() + np.log(np.exp(logits - logits.max()).sum()))
+        top = np.argsort(-logprobs, kind="stable")[:n_top]
+        return TokenLogprob(token, float(logprobs[token]), tuple((int(t), float(logprobs[t])) for t in top))
+
+    def _finish(self, active: _Active, reason: FinishReason, text: str | None = None) -> None:
+        """The answer's end. `text` is what comes out after a stop string or the last token; None: nothing held back."""
+        if text is None or reason == "length":
+            rest, stopped = active.stop.push(active.text.finish())
+            text = (text or "") + rest + ("" if stopped else active.stop.finish())
+        chunk = Chunk(text, tuple(active.unsent_tokens), tuple(active.unsent_logprobs), reason, active.stats())
+        self._end(active, chunk)
+
+    def _end(self, active: _Active, event: Chunk | BaseException) -> None:
+        active.sampler.close()
+        active.sequence.last_used = time.perf_counter()
+        self._active.remove(active)
+        active.request.emit(event)
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens `left` and `right` begin with alike."""
+    for i, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return i
+    return min(len(left), len(right))
+
+
+def closed_error() -> WeblabError:
+    """What a caller gets from an engine that was closed."""
+    return WeblabError("The model was closed.", "Load it again with weblab_local.load().")
