@@ -42,7 +42,7 @@ def main(
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
-    from convert.run import Request, run
+    from convert.run import Request, next_step, run
     from weblab_local.errors import WeblabError
     from weblab_local.model_store import models_dir
 
@@ -62,8 +62,9 @@ def main(
         print(f"convert: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print("\nconvert: interrupted; nothing was left behind. The same command starts again.", file=sys.stderr)
+        print("\nconvert: interrupted; no unfinished model was left behind. Run it again.", file=sys.stderr)
         raise typer.Exit(130) from None
+    print(next_step(paths), file=sys.stderr)
     for path in paths:
         print(path)
 

@@ -1,7 +1,6 @@
 """A checkpoint from the Hugging Face Hub: only the files needed, through `huggingface_hub`.
 
-Normally into the Hub's cache, where other programs find it too. For `--low-disk` into a folder of our own, shard by
-shard, so that nothing the user keeps in the cache is ever deleted.
+It goes into the Hub's cache, where other programs find it too; `low_disk` has the other way.
 """
 
 import re
@@ -11,18 +10,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download, scan_cache_dir, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    hf_hub_download,
+    scan_cache_dir,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     CacheNotFound,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
-from convert.checkpoint import INDEX_FILES, SINGLE_FILES
+from convert.checkpoint import INDEX_FILES, SINGLE_FILES, read_json
 from convert.errors import CheckpointError, DownloadError
 from convert.pipeline import CONFIG_FILES
 from convert.progress import format_bytes
@@ -31,6 +38,7 @@ OTHER_FILES = (*CONFIG_FILES, "generation_config.json", "special_tokens_map.json
 TRIES = 5
 """How often a file is begun anew after the connection was reset."""
 
+_RUN_AGAIN = "run this again; what is in the Hub's cache is not fetched twice"
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 """What the HTTP library under huggingface_hub raises: HfHubHTTPError and, bare, a connection that is reset."""
@@ -40,9 +48,13 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class HubCheckpoint:
-    """A repository at one commit. `files`: sizes in bytes of the files a conversion needs, shards included."""
+    """A repository at one commit, found under the name `revision`: a branch, a tag or the commit itself.
+
+    `files`: sizes in bytes of the files a conversion needs, shards included.
+    """
 
     repository: str
+    revision: str
     commit: str
     files: Mapping[str, int]
 
@@ -54,11 +66,11 @@ class HubCheckpoint:
     @property
     def missing_bytes(self) -> int:
         """What is not in the Hub's cache yet."""
-        return sum(
-            size
-            for name, size in self.files.items()
-            if not isinstance(try_to_load_from_cache(self.repository, name, revision=self.commit), str)
-        )
+        return sum(size for name, size in self.files.items() if not self.is_cached(name))
+
+    def is_cached(self, name: str) -> bool:
+        """Whether the Hub's cache holds the file."""
+        return isinstance(try_to_load_from_cache(self.repository, name, revision=self.commit), str)
 
 
 def is_hub_id(source: str) -> bool:
@@ -66,25 +78,62 @@ def is_hub_id(source: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
 
 
-def find(repository: str, revision: str | None) -> HubCheckpoint:
-    """Look a repository up; without network, in the cache. Raises DownloadError, CheckpointError."""
+def find(repository: str, revision: str | None, report: Report) -> HubCheckpoint:
+    """Look a repository up; where the Hub cannot be asked, in the cache. Raises DownloadError, CheckpointError."""
     with _explained(repository, revision):
         try:
             info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            raise
         except (OfflineModeIsEnabled, _HTTP_ERROR) as error:
-            if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
-                raise
-            return _find_in_cache(repository, revision)
+            hub = _find_in_cache(repository, revision, error)
+            report(f"The Hub cannot be asked; taking {repository} as it is in its cache, at {hub.commit[:12]}.")
+            return hub
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-    return HubCheckpoint(repository, str(info.sha), _needed(repository, sizes))
+    return HubCheckpoint(repository, revision or "main", str(info.sha), _needed(repository, sizes))
 
 
-def _find_in_cache(repository: str, revision: str | None) -> HubCheckpoint:
-    folder = Path(
-        snapshot_download(repository, revision=revision, allow_patterns=["config.json"], local_files_only=True)
-    )
+def _find_in_cache(repository: str, revision: str | None, error: Exception) -> HubCheckpoint:
+    try:
+        folder = Path(
+            snapshot_download(repository, revision=revision, allow_patterns=["config.json"], local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        raise _not_cached(f"{repository} is not in the Hub's cache", error) from None
+    missing = _missing_files(folder)
+    if missing:
+        raise _not_cached(f"{repository} is not whole in the Hub's cache: {', '.join(missing)} missing", error)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    return HubCheckpoint(repository, folder.name, _needed(repository, sizes))
+    return HubCheckpoint(repository, folder.name, folder.name, _needed(repository, sizes))
+
+
+def _missing_files(folder: Path) -> list[str]:
+    """What a snapshot in the cache has not, because its download was interrupted or somebody needed only a part."""
+    weights = ["weights"]
+    for index_file, single_file in zip(INDEX_FILES, SINGLE_FILES, strict=True):
+        if (folder / index_file).is_file():
+            weights = sorted(set(read_json(folder / index_file).get("weight_map", {}).values()))
+            break
+        if (folder / single_file).is_file():
+            weights = []
+            break
+    return [name for name in ("config.json", "tokenizer.json", *weights) if not (folder / name).is_file()]
+
+
+def _not_cached(state: str, error: Exception) -> DownloadError:
+    if constants.HF_HUB_OFFLINE:
+        return DownloadError(
+            f"{state}, and HF_HUB_OFFLINE forbids to fetch it.",
+            "Unset HF_HUB_OFFLINE, or copy the checkpoint into a folder and give that folder.",
+        )
+    return DownloadError(
+        f"{state}, and asking the Hub failed: {_first_line(error)}",
+        f"Check the network and {_RUN_AGAIN}. Or give a folder with the checkpoint.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _needed(repository: str, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -106,62 +155,55 @@ def _needed(repository: str, sizes: Mapping[str, int]) -> dict[str, int]:
 
 def check_cache_room(n_bytes: int) -> None:
     """Raise DownloadError when the file system of the Hub's cache has no room for `n_bytes` more."""
-    cache = Path(constants.HF_HUB_CACHE)
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    remedy = "Free some space, set HF_HOME to a larger disk, or use --low-disk (make convert LOW_DISK=1)."
+    check_room(Path(constants.HF_HUB_CACHE), n_bytes, remedy)
+
+
+def check_room(folder: Path, n_bytes: int, remedy: str) -> None:
+    """Raise DownloadError when the file system of `folder` has no room for `n_bytes` more."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if n_bytes > free:
         raise DownloadError(
-            f"Not enough disk space in {cache}: {format_bytes(n_bytes)} to download, {format_bytes(free)} free.",
-            "Free some space, set HF_HOME to a larger disk, or use --low-disk (make convert LOW_DISK=1).",
+            f"Not enough disk space in {folder}: {format_bytes(n_bytes)} to download, {format_bytes(free)} free.",
+            remedy,
         )
 
 
 def download(hub: HubCheckpoint, report: Report) -> Path:
     """Fetch all the files into the Hub's cache, as far as they are not there; the snapshot's folder."""
     path = ""
+    has_all = not hub.missing_bytes
     for number, (name, size) in enumerate(hub.files.items(), start=1):
-        if not isinstance(try_to_load_from_cache(hub.repository, name, revision=hub.commit), str):
+        if not hub.is_cached(name):
             report(f"[{number}/{len(hub.files)}] {name}, {format_bytes(size)}")
-        path = _fetch(hub, name, report)
+        if number == 1 and not has_all:
+            # By its name once, so that the cache knows the commit of this name when the Hub cannot be asked.
+            fetch(hub, name, report, revision=hub.revision)
+        path = fetch(hub, name, report)
     return Path(path).parent
 
 
-def _fetch(hub: HubCheckpoint, name: str, report: Report, local_folder: Path | None = None) -> str:
+def fetch(hub: HubCheckpoint, name: str, report: Report, folder: Path | None = None, revision: str = "") -> str:
+    """Fetch one file into the Hub's cache, or into `folder`; its path."""
+
+    def once() -> str:
+        return str(hf_hub_download(hub.repository, name, revision=revision or hub.commit, local_dir=folder))
+
+    return persistently(once, hub, name, report)
+
+
+def persistently(once: Callable[[], str], hub: HubCheckpoint, name: str, report: Report) -> str:
+    """Call `once`, and again when the connection breaks. Raises DownloadError."""
     with _explained(hub.repository, hub.commit):
         for remaining in reversed(range(TRIES)):
             try:
-                return str(hf_hub_download(hub.repository, name, revision=hub.commit, local_dir=local_folder))
+                return once()
             except _HTTP_ERROR as error:
                 if isinstance(error, HfHubHTTPError) or not remaining:
                     raise
-                report(f"The connection broke ({error}); fetching {name} again.")
+                report(f"The connection broke ({_first_line(error)}); fetching {name} again.")
     raise AssertionError("unreachable")
-
-
-class LowDiskFolder:
-    """A folder of our own that holds the small files and one shard at a time; removed when all went well."""
-
-    def __init__(self, hub: HubCheckpoint, parent: Path, report: Report) -> None:
-        self.hub = hub
-        self.path = parent / f".download-{hub.repository.replace('/', '--')}-{hub.commit[:12]}"
-        self._report = report
-        for name in hub.files:
-            if name not in hub.shards or name in SINGLE_FILES:
-                _fetch(hub, name, report, self.path)
-
-    def fetch(self, shard: str) -> None:
-        """Download a shard, unless it is there."""
-        if not (self.path / shard).is_file():
-            self._report(f"{shard}, {format_bytes(self.hub.files[shard])}")
-            _fetch(self.hub, shard, self._report, self.path)
-
-    def release(self, shard: str) -> None:
-        """Delete a shard that has been converted."""
-        (self.path / shard).unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def cache_note(hub: HubCheckpoint) -> str:
@@ -170,7 +212,9 @@ def cache_note(hub: HubCheckpoint) -> str:
         repositories = scan_cache_dir().repos
     except CacheNotFound:
         return ""
-    size = sum(repository.size_on_disk for repository in repositories if repository.repo_id == hub.repository)
+    size = sum(
+        repo.size_on_disk for repo in repositories if (repo.repo_type, repo.repo_id) == ("model", hub.repository)
+    )
     if not size:
         return ""
     return (
@@ -199,17 +243,16 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
         raise DownloadError(
             f"{repository} has no revision {revision!r}.", f"Its branches and commits are listed on {page}/commits."
         ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        offline = constants.HF_HUB_OFFLINE
+    except HFValidationError as error:
         raise DownloadError(
-            f"{repository} is not in the Hub's cache, and "
-            + ("HF_HUB_OFFLINE forbids to fetch it." if offline else f"the Hub cannot be reached ({error})."),
-            "Unset HF_HUB_OFFLINE, or copy the checkpoint into a folder and give that folder."
-            if offline
-            else "Check the network and run this again; finished files are kept. Or give a folder with the checkpoint.",
+            f"{repository} cannot be the name of a repository on the Hub: {_first_line(error)}",
+            "Give owner/name, or a folder; there is no folder of that name.",
         ) from None
+    except LocalEntryNotFoundError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise _not_cached(f"{repository} is not whole in the Hub's cache", cause) from None
     except (_HTTP_ERROR, OSError) as error:
         raise DownloadError(
-            f"Downloading {repository} failed: {error}",
-            "Check the network and the free disk space, then run this again; finished files are kept.",
+            f"Downloading {repository} failed: {_first_line(error)}",
+            f"Check the network and the free disk space, then {_RUN_AGAIN}.",
         ) from error

@@ -1,5 +1,7 @@
 """The whole road: find the checkpoint, leave alone what is up to date, download, plan, convert."""
 
+import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,11 +11,13 @@ from typing import Any
 from convert import download, output
 from convert.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_folder
 from convert.errors import ConversionError, OutputError
-from convert.mixtures import Mixture, mixture
+from convert.low_disk import LowDiskFolder
+from convert.mixtures import MIXTURES, Mixture, mixture
 from convert.pipeline import convert, source_record
 from convert.plan import Plan, check_room, make_plan
 from convert.progress import format_bytes, say, shown
 from convert.source import ChatTemplateChoice, Source, local_source, model_card
+from weblab_local.model_store import models_dir
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Request:
 def run(request: Request) -> list[Path]:
     """Convert; the paths of all outputs asked for, whether made now or up to date already. Raises ConversionError."""
     mixtures = list(dict.fromkeys(mixture(name) for name in request.quantizations))
+    if not mixtures:
+        raise ConversionError("No quantization was given.", f"Choose from: {', '.join(MIXTURES)}.")
     try:
         request.output_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -40,9 +46,14 @@ def run(request: Request) -> list[Path]:
             f"Cannot make the folder {request.output_folder}: {error}.", "Choose another --output."
         ) from None
     with output.exclusive(request.output_folder):
-        if Path(request.source).expanduser().exists() or not download.is_hub_id(request.source):
-            return _from_folder(request, mixtures)
-        return _from_hub(request, mixtures)
+        try:
+            if Path(request.source).expanduser().exists() or not download.is_hub_id(request.source):
+                return _from_folder(request, mixtures)
+            return _from_hub(request, mixtures)
+        except OSError as error:
+            raise ConversionError(
+                f"Reading or writing failed: {error}.", "Check the disks' health and that you may read these files."
+            ) from error
 
 
 def _from_folder(request: Request, mixtures: Sequence[Mixture]) -> list[Path]:
@@ -57,18 +68,17 @@ def _from_folder(request: Request, mixtures: Sequence[Mixture]) -> list[Path]:
 
 
 def _from_hub(request: Request, mixtures: Sequence[Mixture]) -> list[Path]:
-    hub = download.find(request.source, request.revision)
+    hub = download.find(request.source, request.revision, say)
     name = hub.repository.rpartition("/")[2]
     known = {"repository": hub.repository, "revision": hub.commit}
     wanted = [m for m in mixtures if not _is_done(request, _path(request, name, m), known, m)]
     if not wanted:
         return [_path(request, name, m) for m in mixtures]
     with ExitStack() as stack:
-        if request.low_disk:
-            folder = download.LowDiskFolder(hub, request.output_folder, say)
-            checkpoint = open_checkpoint(folder.path, folder.fetch, folder.release)
-            stack.callback(folder.remove)
-            extra_disk = max(hub.files[shard] for shard in hub.shards)
+        if request.low_disk and hub.missing_bytes:
+            folder = stack.enter_context(LowDiskFolder(hub, request.output_folder, say))
+            checkpoint = folder.open()
+            extra_disk = folder.missing_bytes
         else:
             _check_download(hub)
             checkpoint = open_checkpoint(download.download(hub, say))
@@ -76,7 +86,7 @@ def _from_hub(request: Request, mixtures: Sequence[Mixture]) -> list[Path]:
         source = Source(name, checkpoint.folder, hub.repository, hub.commit)
         plan = _plan(request, source, checkpoint, wanted)
         _convert(request, checkpoint, plan, extra_disk)
-    note = "" if request.low_disk else download.cache_note(hub)
+    note = download.cache_note(hub)
     if note:
         say(note)
     return [_path(request, name, m) for m in mixtures]
@@ -132,6 +142,7 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
     )
     for planned in plan.outputs:
         say(f"  {planned.mixture.name}: {planned.size} bytes ({format_bytes(planned.size)}) to {planned.path}")
+        output.remove_leftovers(planned.path)
     room = check_room(plan, request.output_folder, extra_disk)
     say(
         f"disk: {format_bytes(room.disk)} needed, {format_bytes(room.disk_free)} free; "
@@ -146,6 +157,18 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
         say(f"{result.path}: {format_bytes(result.size)}, sha256 {result.sha256}")
     if plan.card.licence:
         say(f"Licence of the model: {plan.card.licence}" + _non_commercial(plan.card.licence))
+
+
+def next_step(paths: Sequence[Path]) -> str:
+    """What to type to talk with the first of `paths`."""
+    program = Path(sys.executable).with_name("weblab-local")
+    command = "weblab-local" if shutil.which("weblab-local") or not program.exists() else _short(program)
+    in_store = paths[0].parent.resolve() == models_dir().resolve()
+    return f"Next: {command} chat" + ("" if in_store else f" --model {_short(paths[0])}")
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _non_commercial(licence: str) -> str:

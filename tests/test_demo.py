@@ -46,7 +46,7 @@ def reference(demo_checkpoint: Path) -> dict[str, list[int]]:
         prompts = [pair.prompt for pair in by_length[start : start + 22]]
         batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
         with torch.inference_mode():
-            output = model.generate(
+            output = model.generate(  # type: ignore[misc]
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
                 max_new_tokens=256,

@@ -130,6 +130,14 @@ class Engine(AbstractContextManager["Engine"]):
         self._require_open()
         return piece(self._model.vocab, token)
 
+    def check_ids(self, ids: Sequence[int]) -> list[int]:
+        """`ids` as a list. Raises PromptError where one is no id of the vocabulary."""
+        checked = list(ids)
+        for token in checked:
+            if not isinstance(token, int) or not 0 <= token < self._model.n_vocab:
+                raise PromptError(f"{token!r} is no token id; the vocabulary has {self._model.n_vocab}.")
+        return checked
+
     def stream(
         self,
         prompt: str | Sequence[int],
@@ -254,10 +262,7 @@ class Engine(AbstractContextManager["Engine"]):
 
     def _prompt_ids(self, prompt: str | Sequence[int], context: str | None, raw: bool) -> list[int]:
         if not isinstance(prompt, str):
-            ids = list(prompt)
-            wrong = [token for token in ids if not 0 <= token < self._model.n_vocab]
-            if wrong:
-                raise PromptError(f"The prompt holds the id {wrong[0]}; the vocabulary has {self._model.n_vocab}.")
+            ids = self.check_ids(prompt)
         elif raw:
             if context is not None:
                 raise PromptError("A raw prompt has no template to put a context into.")

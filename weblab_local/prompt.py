@@ -21,8 +21,18 @@ def instruction_prompt(instruction: str, context: str | None = None) -> str:
     `context` is a text to work on; with it the benchmark's template is used, which ends with a newline.
     """
     if context is None:
-        return PREAMBLE + INSTRUCTION + instruction + RESPONSE
+        return first_turn(instruction)
     return PREAMBLE_WITH_INPUT + INSTRUCTION + instruction + INPUT + context + RESPONSE + "\n"
+
+
+def first_turn(instruction: str, system: str | None = None) -> str:
+    """The beginning of a conversation, up to where the model's first answer begins."""
+    return PREAMBLE + INSTRUCTION + (f"{system}\n\n" if system else "") + instruction + RESPONSE
+
+
+def conversation_turn(instruction: str) -> str:
+    """What follows an answer in a conversation: the next instruction, up to where its answer begins."""
+    return INSTRUCTION + instruction + RESPONSE
 
 
 def _jinja_string(text: str) -> str:

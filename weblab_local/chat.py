@@ -1,0 +1,242 @@
+"""A conversation: its turns, and the budget of tokens they have to fit.
+
+A turn keeps the user's text and, as ids, what the model wrote: that is never tokenized again. When the conversation
+outgrows the context, whole turns are dropped from its beginning, down to half of the context at once, since every drop
+means reading the rest again. The preamble with the system message and the newest instruction are never dropped.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from weblab_local.errors import PromptError, WeblabError
+from weblab_local.generation import Chunk, Completion, Generation, complete
+from weblab_local.prompt import conversation_turn, first_turn
+from weblab_local.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from weblab_local.engine import Engine, PromptProgress
+
+SAVED_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An instruction, the answer's text, and the answer as the model wrote it."""
+
+    instruction: str
+    answer: str
+    answer_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Reply(Completion):
+    """An answer in a conversation. `dropped`: the turns that were left out from now on to make room."""
+
+    dropped: Sequence[Turn] = field(default=(), repr=False)
+
+
+class ReplyStream(Iterator[Chunk]):
+    """A running answer in a conversation. The turn is taken down at its end, also when it is closed before."""
+
+    def __init__(self, session: "ChatSession", instruction: str, generation: Generation, dropped: Sequence[Turn]):
+        self.dropped = dropped
+        self._session = session
+        self._instruction = instruction
+        self._generation = generation
+        self._chunks: list[Chunk] = []
+
+    def __next__(self) -> Chunk:
+        chunk = next(self._generation)
+        self._chunks.append(chunk)
+        if chunk.finish_reason is not None:
+            self._session._take_down(self._instruction, complete(self._chunks))
+        return chunk
+
+    def cancel(self) -> None:
+        """End the answer soon; what there is of it stays in the conversation."""
+        self._generation.cancel()
+
+    def close(self) -> None:
+        """Cancel, and wait for the end, which is soon."""
+        self.cancel()
+        for _ in self:
+            pass
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer, once the stream has ended."""
+        done = complete(self._chunks)
+        return Reply(**{f.name: getattr(done, f.name) for f in fields(Completion)}, dropped=self.dropped)
+
+    def __enter__(self) -> "ReplyStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ChatSession:
+    """A conversation with a model. Several may share one engine; one is used by one thread at a time."""
+
+    def __init__(self, engine: "Engine", system: str | None = None, params: SamplingParams | None = None) -> None:
+        """Begin with no turns. `system` stands before the first instruction; `params` are the default for answers."""
+        self.engine = engine
+        self.params = params or SamplingParams()
+        self._system = system
+        self._turns: list[Turn] = []
+
+    @property
+    def turns(self) -> Sequence[Turn]:
+        """The turns that are still part of the conversation, oldest first."""
+        return tuple(self._turns)
+
+    @property
+    def system(self) -> str | None:
+        """The system message; setting it changes the conversation from its beginning on."""
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        self._system = text or None
+
+    @property
+    def tokens_used(self) -> int:
+        """Tokens of the context that the conversation takes, the preamble included."""
+        return len(self.prompt_ids())
+
+    def prompt_ids(self, instruction: str | None = None) -> list[int]:
+        """The conversation as ids, as the model reads it, with a new `instruction` at its end if one is given."""
+        return self._ids(self._turns, instruction)
+
+    def _ids(self, turns: Sequence[Turn], instruction: str | None) -> list[int]:
+        tokenize = self.engine.tokenize
+        instructions = [turn.instruction for turn in turns] + ([instruction] if instruction is not None else [])
+        ids: list[int] = []
+        for position, text in enumerate(instructions):
+            ids += tokenize(conversation_turn(text) if position else first_turn(text, self._system))
+            if position < len(turns):
+                ids += turns[position].answer_ids
+        return ids
+
+    def send(
+        self,
+        instruction: str,
+        params: SamplingParams | None = None,
+        *,
+        on_progress: "PromptProgress | None" = None,
+    ) -> Reply:
+        """Answer an instruction with the conversation in mind. Raises PromptError when it does not fit at all."""
+        with self.stream(instruction, params, on_progress=on_progress) as stream:
+            for _ in stream:
+                pass
+            return stream.reply
+
+    def stream(
+        self,
+        instruction: str,
+        params: SamplingParams | None = None,
+        *,
+        on_progress: "PromptProgress | None" = None,
+    ) -> ReplyStream:
+        """The same, chunk by chunk."""
+        if not instruction:
+            raise PromptError("The instruction is empty.")
+        params = params or self.params
+        ids, dropped = self._fit(instruction, params.max_tokens)
+        generation = self.engine.stream(ids, params, on_progress=on_progress)
+        del self._turns[: len(dropped)]
+        return ReplyStream(self, instruction, generation, dropped)
+
+    def _fit(self, instruction: str, max_tokens: int) -> tuple[list[int], Sequence[Turn]]:
+        """The ids to send and the turns dropped for them."""
+        context = self.engine.longest_sequence
+        ids = self.prompt_ids(instruction)
+        if len(ids) + max_tokens <= context:
+            return ids, ()
+        alone = len(self._ids((), instruction))
+        if alone + max_tokens > context:
+            raise PromptError(
+                f"The instruction has {alone} tokens with its template; with {max_tokens} kept free for the answer, "
+                f"the context of {context} has room for {max(context - max_tokens, 0)}.",
+                "Shorten it, or give the answer fewer max_tokens.",
+            )
+        target = min(context // 2, context - max_tokens)
+        n_dropped = 0
+        while n_dropped < len(self._turns) and len(ids) > target:
+            n_dropped += 1
+            ids = self._ids(self._turns[n_dropped:], instruction)
+        return ids, tuple(self._turns[:n_dropped])
+
+    def _take_down(self, instruction: str, completion: Completion) -> None:
+        ids = completion.token_ids
+        if completion.finish_reason == "stop":
+            ids = self._without_stop(completion)
+        self._turns.append(Turn(instruction, completion.text, tuple(ids)))
+
+    def _without_stop(self, completion: Completion) -> Sequence[int]:
+        """The ids of the text alone: a stop string's are cut off, and a token that was half of one is written anew."""
+        text = completion.text.encode()
+        position = 0
+        for n_ids, token in enumerate(completion.token_ids):
+            data = self.engine.piece(token)
+            if position + len(data) > len(text):
+                rest = text[position:].decode("utf-8", errors="ignore")
+                return (*completion.token_ids[:n_ids], *self.engine.tokenize(rest))
+            position += len(data)
+        return completion.token_ids
+
+    def regenerate(
+        self, params: SamplingParams | None = None, *, on_progress: "PromptProgress | None" = None
+    ) -> ReplyStream:
+        """Answer the last instruction once more; the old answer is gone when the new one begins."""
+        instruction = self.undo()
+        try:
+            return self.stream(instruction, params, on_progress=on_progress)
+        except BaseException:
+            self._turns.append(self._undone)
+            raise
+
+    def undo(self) -> str:
+        """Take the last turn back; its instruction. Raises PromptError when there is none."""
+        if not self._turns:
+            raise PromptError("The conversation has no turn yet.")
+        self._undone = self._turns.pop()
+        return self._undone.instruction
+
+    def reset(self) -> None:
+        """Forget all turns; the system message stays."""
+        self._turns.clear()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The conversation as JSON can hold it."""
+        return {
+            "format": SAVED_FORMAT,
+            "system": self._system,
+            "turns": [
+                {"instruction": turn.instruction, "answer": turn.answer, "answer_ids": list(turn.answer_ids)}
+                for turn in self._turns
+            ],
+        }
+
+    @classmethod
+    def from_dict(
+        cls, engine: "Engine", saved: Mapping[str, Any], params: SamplingParams | None = None
+    ) -> "ChatSession":
+        """What `to_dict` gave, for the same model. Raises WeblabError when it is no such dictionary."""
+        try:
+            if saved["format"] != SAVED_FORMAT:
+                raise WeblabError(f"The conversation has the format {saved['format']!r}, not {SAVED_FORMAT}.")
+            session = cls(engine, _text(saved["system"]) if saved["system"] is not None else None, params)
+            for turn in saved["turns"]:
+                ids = tuple(engine.check_ids(turn["answer_ids"]))
+                session._turns.append(Turn(_text(turn["instruction"]), _text(turn["answer"]), ids))
+        except (KeyError, TypeError) as error:
+            raise WeblabError(f"This is no saved conversation: {error!r}.") from None
+        return session
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} should be a text")
+    return value
