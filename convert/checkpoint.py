@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError, UnsupportedModelError
+from convert.gpt_neox import is_buffer
 
 Dtype = Literal["F32", "F16", "BF16"]
 
@@ -89,9 +90,12 @@ def open_checkpoint(
             weight_map = read_json(folder / index_file).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise CheckpointError(f"{index_file} has no weight_map.", _AGAIN)
-            for shard in set(weight_map.values()):
-                if not isinstance(shard, str) or Path(shard).name != shard:
-                    raise CheckpointError(f"{index_file} points outside its folder: {shard!r}.")
+            for shard in weight_map.values():
+                if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
+                    raise CheckpointError(f"{index_file} points outside its folder: {shard!r}.", _AGAIN)
+            if fetch is None:
+                for shard in sorted(set(weight_map.values())):
+                    _require_shard(folder / shard)
             return Checkpoint(folder, config, weight_map, fetch, release)
         if (folder / single_file).is_file():
             tensors = read_shard(folder / single_file)
@@ -111,7 +115,12 @@ def require_checkpoint_folder(path: Path) -> None:
                     f"{path} is a GGUF file already; the source has to be a Hugging Face checkpoint.",
                     "To use it: weblab-local --model FILE. To requantize, give the checkpoint it was made from.",
                 )
-        raise CheckpointError(f"{path} is a file; the source has to be a checkpoint's folder or a Hub id.")
+        raise CheckpointError(
+            f"{path} is a file; the source has to be a checkpoint's folder or a Hub id.",
+            "Give the folder that holds config.json, tokenizer.json and the shards.",
+        )
+    if not path.exists():
+        raise CheckpointError(f"There is no folder {path}.", "Give a checkpoint's folder, or a Hub id like owner/name.")
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"{path} is no checkpoint: it has no config.json.",
@@ -125,7 +134,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.name} is missing in {path.parent}.", _AGAIN) from None
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.", _AGAIN) from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no valid JSON: {error}.", _AGAIN) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} should hold a JSON object.", _AGAIN)
@@ -133,10 +144,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_shard(path: Path) -> dict[str, StoredTensor]:
-    """The floating-point tensors of a shard, memory-mapped. Others (masks of bool) are left out by their type."""
+    """The weights of a shard, memory-mapped. The buffers of old checkpoints, of whatever type, are left out.
+
+    Raises CheckpointError for a shard that is missing or damaged, UnsupportedModelError for other types of weights.
+    """
+    _require_shard(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
+
+
+def _require_shard(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"The shard {path.name} is missing in {path.parent}.", _AGAIN)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -152,7 +170,7 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"The shard {path.name} is truncated or damaged: {error}.", _AGAIN) from None
     tensors = {}
     for name, info in header.items():
-        if name == "__metadata__" or info["dtype"] == "BOOL":
+        if name == "__metadata__" or is_buffer(name):
             continue
         dtype = _known_dtype(info["dtype"], name)
         shape = tuple(info["shape"])
@@ -177,28 +195,36 @@ def _read_bin(path: Path) -> dict[str, StoredTensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:
+            raise CheckpointError(f"The shard {path.name} is damaged, or holds more than tensors.", _AGAIN) from None
         raise CheckpointError(
-            f"The shard {path.name} wants to run code when it is read"
-            + (f" ({wanted[1]})" if wanted else "")
-            + "; it was refused and nothing was run.",
+            f"The shard {path.name} wants to run code when it is read ({wanted[1]}); it was refused, nothing was run.",
             "Weights need no code. Do not load this file with other tools either, unless you trust its author.",
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged pickle can make the unpickler raise anything, a KeyError too
+        reason = str(error).partition(". ")[0]  # what torch says after it is advice to trust the file
         raise CheckpointError(
-            f"The shard {path.name} is truncated or damaged: {str(error).splitlines()[0]}.", _AGAIN
+            f"The shard {path.name} is truncated or damaged: {type(error).__name__} {reason}.", _AGAIN
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"The shard {path.name} holds no state dict of tensors.")
+    if not isinstance(state, dict) or not all(
+        isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+        for value in state.values()
+    ):
+        raise CheckpointError(
+            f"The shard {path.name} holds no state dict of dense tensors.",
+            "Save the model with save_pretrained, or its state_dict() alone with torch.save.",
+        )
     tensors = {}
     for name, tensor in state.items():
-        if tensor.dtype == torch.bool:
+        if is_buffer(str(name)):
             continue
         dtype = _known_dtype(
             {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}.get(tensor.dtype, str(tensor.dtype)),
             name,
         )
-        tensors[name] = StoredTensor(dtype, (tensor.view(torch.uint16) if dtype == "BF16" else tensor).numpy())
+        data = tensor.detach()  # parameters have a gradient to follow, and then no array
+        tensors[str(name)] = StoredTensor(dtype, (data.view(torch.uint16) if dtype == "BF16" else data).numpy())
     return tensors
 
 

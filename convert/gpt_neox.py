@@ -4,6 +4,7 @@ Sources: transformers' `modeling_gpt_neox.py` for the names and layouts on one s
 those on the other.
 """
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -45,7 +46,9 @@ LAYER_TENSORS = {
 OPTIONAL_BIASES = frozenset({"attention.query_key_value.bias", "attention.dense.bias"})
 """Absent where the config says `attention_bias: false`; llama.cpp wants them all the same, as zeros."""
 
-_LAYER_NAME = re.compile(r"gpt_neox\.layers\.(\d+)\.(.+)")
+_LAYER_NAME = re.compile(r"gpt_neox\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
+_MAX_SIZE = 2**31 - 1  # llama.cpp gives the sizes as int32
+_CONFIG_REMEDY = "Take config.json from the original checkpoint; this one is damaged or was edited."
 
 
 @dataclass(frozen=True)
@@ -81,62 +84,98 @@ def hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
     sizes and UnsupportedModelError for what llama.cpp's gptneox has no way to express.
     """
     architectures = config.get("architectures") or []
-    if config.get("model_type", "gpt_neox") != "gpt_neox" or any(a != "GPTNeoXForCausalLM" for a in architectures):
-        found = ", ".join(architectures) or config.get("model_type")
+    named = architectures if isinstance(architectures, list) else [architectures]
+    model_type = config.get("model_type", "gpt_neox")
+    others = [name for name in (*named, model_type) if name not in ("GPTNeoXForCausalLM", "gpt_neox")]
+    if others:
         raise UnsupportedModelError(
-            f"The checkpoint is a {found}, not a GPTNeoXForCausalLM.",
+            f"The checkpoint is a {others[0]}, not a GPTNeoXForCausalLM.",
             "Only GPT-NeoX models can be converted here; llama.cpp's convert_hf_to_gguf.py knows many others.",
         )
     hidden_size = _size(config, "hidden_size")
     heads = _size(config, "num_attention_heads")
     if hidden_size % heads:
-        raise CheckpointError(f"config.json: {heads} attention heads do not divide a hidden size of {hidden_size}.")
+        raise CheckpointError(
+            f"config.json: {heads} attention heads (num_attention_heads) do not divide a hidden_size of {hidden_size}.",
+            _CONFIG_REMEDY,
+        )
     activation = str(config.get("hidden_act", "gelu"))
     if activation not in GELU_FORMS:
         raise UnsupportedModelError(
             f"config.json: hidden_act is {activation!r}, but llama.cpp's gptneox always computes GELU.",
             "This model cannot run on llama.cpp without giving other answers.",
         )
-    rope = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
-    fraction = float(rope.get("partial_rotary_factor", config.get("rotary_pct", 0.25)))
+    vocab_size = _size(config, "vocab_size")
+    rope = {**_section(config, "rope_parameters"), **_section(config, "rope_scaling")}
+    fraction = _new_or_old(rope, "partial_rotary_factor", config, "rotary_pct", 0.25)
     rotary_dimensions = int(hidden_size // heads * fraction)
     if rotary_dimensions <= 0 or rotary_dimensions % 2 or fraction > 1:
         raise UnsupportedModelError(
             f"config.json: a rotary fraction of {fraction} gives {rotary_dimensions} of {hidden_size // heads} "
-            "dimensions; llama.cpp rotates an even number of them, at least 2."
+            "dimensions; llama.cpp rotates an even number of them, at least 2.",
+            _CONFIG_REMEDY,
         )
     return Hyperparameters(
         hidden_size=hidden_size,
         num_hidden_layers=_size(config, "num_hidden_layers"),
         num_attention_heads=heads,
         intermediate_size=_size(config, "intermediate_size"),
-        vocab_size=_size(config, "vocab_size"),
+        vocab_size=vocab_size,
         max_position_embeddings=_size({"max_position_embeddings": 2048, **config}, "max_position_embeddings"),
-        layer_norm_eps=float(config.get("layer_norm_eps", 1e-5)),
-        use_parallel_residual=bool(config.get("use_parallel_residual", True)),
+        layer_norm_eps=_positive(config, "layer_norm_eps", 1e-5),
+        use_parallel_residual=_flag(config, "use_parallel_residual", True),
         hidden_act=activation,
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tie_word_embeddings=_flag(config, "tie_word_embeddings", False),
         rotary_dimensions=rotary_dimensions,
-        rope_theta=float(rope.get("rope_theta", config.get("rotary_emb_base", 10000))),
+        rope_theta=_new_or_old(rope, "rope_theta", config, "rotary_emb_base", 10000.0),
         rope_scaling_factor=_linear_scaling(rope),
-        bos_token_id=_token_id(config, "bos_token_id", 0),
-        eos_token_id=_token_id(config, "eos_token_id", 2),
+        bos_token_id=_token_id(config, "bos_token_id", 0, vocab_size),
+        eos_token_id=_token_id(config, "eos_token_id", 2, vocab_size),
     )
 
 
 def _size(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise CheckpointError(f"config.json: {key} should be a positive whole number, and is {value!r}.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MAX_SIZE:
+        raise _wrong(key, f"a whole number from 1 to {_MAX_SIZE}", value)
     return value
 
 
-def _token_id(config: Mapping[str, Any], key: str, default: int) -> int:
+def _token_id(config: Mapping[str, Any], key: str, default: int, vocab_size: int) -> int:
     value = config.get(key, default)
     first = value[0] if isinstance(value, list) and value else value
-    if not isinstance(first, int):
-        raise CheckpointError(f"config.json: {key} should be a token id, and is {value!r}.")
+    if not isinstance(first, int) or isinstance(first, bool) or not 0 <= first < vocab_size:
+        raise _wrong(key, f"a token id below the vocab_size of {vocab_size}", value)
     return first
+
+
+def _positive(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise _wrong(key, "a positive number", value)
+    return float(value)
+
+
+def _new_or_old(rope: Mapping[str, Any], key: str, config: Mapping[str, Any], old_key: str, default: float) -> float:
+    return _positive(rope, key) if key in rope else _positive(config, old_key, default)
+
+
+def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise _wrong(key, "true or false", value)
+    return value
+
+
+def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise _wrong(key, "an object or null", value)
+    return value or {}
+
+
+def _wrong(key: str, meant: str, value: Any) -> CheckpointError:
+    return CheckpointError(f"config.json: {key} should be {meant}, and is {value!r}.", _CONFIG_REMEDY)
 
 
 def _linear_scaling(rope: Mapping[str, Any]) -> float:
@@ -144,7 +183,7 @@ def _linear_scaling(rope: Mapping[str, Any]) -> float:
     if kind == "default":
         return 1.0
     if kind == "linear":
-        return float(rope["factor"])
+        return _positive(rope, "factor")
     raise UnsupportedModelError(
         f"config.json: rope scaling of type {kind!r} cannot be expressed in llama.cpp's gptneox.",
         "Remove the scaling from config.json to convert the model for its original context length.",

@@ -25,7 +25,7 @@ class OutputFile:
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
-        self.partial = path.with_name(path.name + ".partial")
+        self.partial = partial_path(path)
         self._size = size
         self._file = self.partial.open("wb", buffering=0)
         self._lock = threading.Lock()
@@ -45,14 +45,27 @@ class OutputFile:
         self._file.close()
 
     def publish(self) -> None:
-        """Give the file its final name."""
+        """Give the file and its staged manifest their final names; no manifest ever lies beside another file."""
+        manifest_path(self.path).unlink(missing_ok=True)
         self.partial.replace(self.path)
         sync_folder(self.path.parent)
+        publish_manifest(self.path)
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove what was written and has no final name yet."""
         self._file.close()
-        self.partial.unlink(missing_ok=True)
+        remove_leftovers(self.path)
+
+
+def remove_leftovers(gguf_path: Path) -> None:
+    """Remove what a conversion to `gguf_path` that was killed has left behind; the finished file stays."""
+    partial_path(gguf_path).unlink(missing_ok=True)
+    _staged_manifest(gguf_path).unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """The name of `path` while it is being written."""
+    return path.with_name(path.name + ".partial")
 
 
 def sync_folder(folder: Path) -> None:
@@ -67,7 +80,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this conversion alone. Raises OutputError when another one is writing there."""
+    """Hold `folder` for this conversion alone. Raises OutputError when another one is writing there, or none can."""
     lock = FileLock(folder / ".weblab-local.lock")
     try:
         lock.acquire(timeout=0)
@@ -75,6 +88,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         raise OutputError(
             f"Another conversion is writing to {folder}.", "Wait for it to end, or choose another --output."
         ) from None
+    except OSError as error:
+        raise OutputError(f"Cannot write to {folder}: {error}.", "Choose another --output.") from None
     try:
         yield
     finally:
@@ -102,17 +117,23 @@ def file_stamp(path: Path) -> dict[str, Any]:
     return {"name": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def write_manifest(gguf_path: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of `gguf_path`, whole or not at all."""
-    path = manifest_path(gguf_path)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+def stage_manifest(gguf_path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of `gguf_path`, under a temporary name as yet."""
+    with _staged_manifest(gguf_path).open("w", encoding="utf-8") as file:
         json.dump(manifest, file, ensure_ascii=False, indent=2)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
+
+
+def publish_manifest(gguf_path: Path) -> None:
+    """Give the staged manifest of `gguf_path` its final name."""
+    _staged_manifest(gguf_path).replace(manifest_path(gguf_path))
+    sync_folder(gguf_path.parent)
+
+
+def _staged_manifest(gguf_path: Path) -> Path:
+    return partial_path(manifest_path(gguf_path))
 
 
 def read_manifest(gguf_path: Path) -> dict[str, Any] | None:
@@ -132,11 +153,13 @@ def is_up_to_date(gguf_path: Path, source: Mapping[str, Any], recipe: Mapping[st
     manifest = read_manifest(gguf_path)
     if manifest is None or not gguf_path.is_file() or manifest.get("format") != MANIFEST_FORMAT:
         return False
-    recorded = manifest.get("source", {})
+    recorded, written = manifest.get("source"), manifest.get("output")
     return (
-        manifest.get("recipe") == dict(recipe)
+        isinstance(recorded, dict)
+        and isinstance(written, dict)
+        and manifest.get("recipe") == dict(recipe)
         and all(_without_hashes(recorded.get(key)) == value for key, value in source.items())
-        and manifest.get("output", {}).get("size") == gguf_path.stat().st_size
+        and written.get("size") == gguf_path.stat().st_size
     )
 
 

@@ -57,7 +57,9 @@ def convert(checkpoint: Checkpoint, plan: Plan, recipe: Recipe, progress: Progre
     done = 0
     total = plan.n_weights
     stop_hashing = threading.Event()
+    source = None
     if checkpoint.fetch is None:
+        source = source_record(checkpoint, plan)
         for shard in checkpoint.shards:
             with checkpoint.open_shard(shard) as stored:
                 check_shard(checkpoint, shard, stored, plan)
@@ -81,23 +83,17 @@ def convert(checkpoint: Checkpoint, plan: Plan, recipe: Recipe, progress: Progre
                     hashes[shard] = digest.result()
             for file in files:
                 file.close()
+            if source is not None and source != source_record(checkpoint, plan):
+                raise CheckpointError(
+                    f"The checkpoint in {checkpoint.folder} changed while it was being converted.",
+                    "Wait until its download or training has ended, then run the same command again.",
+                )
+            return _publish(plan, files, source_record(checkpoint, plan, hashes), recipe)
         except OSError as error:
             raise OutputError(
                 f"Reading or writing failed: {error}.",
                 "Nothing was left behind. Check the disk's free space and health, then run the same command again.",
             ) from error
-        for planned, file in zip(plan.outputs, files, strict=True):
-            check_written(planned, file.partial)
-        results = [
-            Result(file.path, planned.size, output.sha256(file.partial))
-            for planned, file in zip(plan.outputs, files, strict=True)
-        ]
-        source = source_record(checkpoint, plan, hashes)
-        for planned, file, result in zip(plan.outputs, files, results, strict=True):
-            output.manifest_path(file.path).unlink(missing_ok=True)
-            file.publish()
-            output.write_manifest(file.path, _manifest(source, recipe(planned.mixture), result))
-        return results
 
 
 def source_record(checkpoint: Checkpoint, plan: Plan, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -117,6 +113,19 @@ def source_record(checkpoint: Checkpoint, plan: Plan, hashes: Mapping[str, str] 
         name: output.sha256(checkpoint.folder / name) for name in CONFIG_FILES if (checkpoint.folder / name).is_file()
     }
     return record
+
+
+def _publish(plan: Plan, files: Sequence[OutputFile], source: Mapping[str, Any], recipe: Recipe) -> list[Result]:
+    """Check what was written, and only when all of it and the manifests are on the disk give the final names."""
+    results = []
+    for planned, file in zip(plan.outputs, files, strict=True):
+        check_written(planned, file.partial)
+        result = Result(file.path, planned.size, output.sha256(file.partial))
+        output.stage_manifest(file.path, _manifest(source, recipe(planned.mixture), result))
+        results.append(result)
+    for file in files:
+        file.publish()
+    return results
 
 
 def _manifest(source: Mapping[str, Any], recipe: Mapping[str, Any], result: Result) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convert.checkpoint import read_json
-from convert.errors import ConversionError
+from convert.errors import CheckpointError
 from convert.metadata import ModelCard
 from weblab_local.prompt import CHAT_TEMPLATE
 
@@ -14,6 +14,7 @@ ChatTemplateChoice = Literal["auto", "weblab", "none"]
 
 MATSUO_LAB = "Matsuo Laboratory, The University of Tokyo"
 
+_OTHER_TEMPLATE = "Correct it, or choose with --chat-template weblab or none."
 _INSTRUCTED = re.compile(r"weblab.*instruction-sft")
 _SNAPSHOT = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})$")
 
@@ -66,13 +67,19 @@ def _chat_template(source: Source, choice: ChatTemplateChoice) -> str:
         return ""
     jinja = source.folder / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
+        try:
+            return jinja.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise CheckpointError(f"{jinja} is no UTF-8 text: {error}.", _OTHER_TEMPLATE) from None
     config = source.folder / "tokenizer_config.json"
     own = read_json(config).get("chat_template") if config.is_file() else None
     if isinstance(own, list):
-        own = {entry["name"]: entry["template"] for entry in own}.get("default")
+        named = [entry for entry in own if isinstance(entry, dict) and entry.get("name") == "default"]
+        own = named[0].get("template") if named else None
+    if own is not None and not isinstance(own, str):
+        raise CheckpointError(f"{config} has a chat_template that is no text.", _OTHER_TEMPLATE)
     if own:
-        return str(own)
+        return own
     return CHAT_TEMPLATE if _INSTRUCTED.search(source.name) else ""
 
 
@@ -84,8 +91,8 @@ def _front_matter(readme: Path) -> dict[str, Any]:
 
     try:
         return dict(HubCard.load(readme, ignore_metadata_errors=True).data.to_dict())
-    except ValueError as error:
-        raise ConversionError(
+    except Exception as error:  # the YAML library has errors of its own
+        raise CheckpointError(
             f"The model card {readme} cannot be read: {error}.", "Correct or remove the lines between its --- marks."
         ) from None
 

@@ -6,17 +6,20 @@ no text can produce. llama.cpp has no NFC normalizer: whoever tokenizes has to n
 result says whether to.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gguf import TokenType
+from tokenizers import Tokenizer
 
 from convert.errors import CheckpointError, UnsupportedModelError
 
 PRE_TOKENIZER = "olmo"
 """llama.cpp's name for GPT-2's split without anything else."""
 
+_AGAIN = "Download the checkpoint again: its tokenizer.json is damaged or was edited."
 _REMEDY = "Only byte-level BPE as in GPT-NeoX-20B can be converted."
 
 
@@ -36,8 +39,12 @@ def read_vocabulary(tokenizer: Mapping[str, Any], vocab_size: int) -> Vocabulary
 
     Raises UnsupportedModelError for any other kind of tokenizer, CheckpointError when it does not fit the embedding.
     """
-    model = tokenizer.get("model") or {}
-    _check_kind(tokenizer, model)
+    model = tokenizer.get("model")
+    if not isinstance(model, dict) or not model.get("vocab"):
+        raise CheckpointError("tokenizer.json has no model with a vocab.", _AGAIN)
+    _check_form(tokenizer, model)
+    if len(set(model["vocab"].values())) < len(model["vocab"]):
+        raise CheckpointError("tokenizer.json gives one id to several tokens of its vocab.", _AGAIN)
     added = {entry["id"]: entry for entry in tokenizer.get("added_tokens") or []}
     by_id = {token_id: token for token, token_id in model["vocab"].items()}
     by_id |= {token_id: entry["content"] for token_id, entry in added.items()}
@@ -60,8 +67,22 @@ def read_vocabulary(tokenizer: Mapping[str, Any], vocab_size: int) -> Vocabulary
     )
 
 
+def _check_form(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Whether it is of our kind and, which is left to the tokenizers library, its ids, merges and steps are sound."""
+    try:
+        _check_kind(tokenizer, model)
+        n_added = Tokenizer.from_str(json.dumps(tokenizer)).num_special_tokens_to_add(is_pair=False)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # tokenizers raises no narrower class
+        reason = str(error).partition(" at line ")[0]
+        raise CheckpointError(f"tokenizer.json is damaged ({type(error).__name__}: {reason}).", _AGAIN) from None
+    if n_added:
+        raise UnsupportedModelError(f"tokenizer.json puts {n_added} special tokens around every text.", _REMEDY)
+
+
 def _check_kind(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    if model.get("type", "BPE") != "BPE" or not model.get("vocab") or "merges" not in model:
+    if model.get("type", "BPE") != "BPE":
         raise UnsupportedModelError(f"tokenizer.json holds a tokenizer of kind {model.get('type')!r}.", _REMEDY)
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
         if model.get(option):
