@@ -1,7 +1,82 @@
-"""weblab-local: weblab-10b-instruction-sft on your own computer, with llama.cpp."""
+"""weblab-local: weblab-10b-instruction-sft on your own computer, with llama.cpp.
 
-from weblab_local.errors import ModelFileError, ModelNotFoundError, PromptError, WeblabError
+with load() as model:
+    print(model.generate("日本で一番高い山は何ですか。").text)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from weblab_local.errors import (
+    ModelFileError,
+    ModelNotFoundError,
+    NotEnoughMemory,
+    PromptError,
+    WeblabError,
+    WorkerError,
+)
+
+if TYPE_CHECKING:
+    from weblab_local.chat import ChatSession, Reply, ReplyStream
+    from weblab_local.engine import Engine
+    from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, Stats, TokenLogprob
+    from weblab_local.loading import load
+    from weblab_local.memory import Plan
+    from weblab_local.placement import Placement
+    from weblab_local.sampling import SamplingParams
 
 __version__ = "0.1.0"
 
-__all__ = ["ModelFileError", "ModelNotFoundError", "PromptError", "WeblabError", "__version__"]
+__all__ = [
+    "AsyncGeneration",
+    "ChatSession",
+    "Chunk",
+    "Completion",
+    "Engine",
+    "Generation",
+    "ModelFileError",
+    "ModelNotFoundError",
+    "NotEnoughMemory",
+    "Placement",
+    "Plan",
+    "PromptError",
+    "Reply",
+    "ReplyStream",
+    "SamplingParams",
+    "Stats",
+    "TokenLogprob",
+    "WeblabError",
+    "WorkerError",
+    "__version__",
+    "load",
+]
+
+_MODULES = {
+    "AsyncGeneration": "generation",
+    "ChatSession": "chat",
+    "Chunk": "generation",
+    "Completion": "generation",
+    "Engine": "engine",
+    "Generation": "generation",
+    "Placement": "placement",
+    "Plan": "memory",
+    "Reply": "chat",
+    "ReplyStream": "chat",
+    "SamplingParams": "sampling",
+    "Stats": "generation",
+    "TokenLogprob": "generation",
+    "load": "loading",
+}
+"""Imported when first asked for: `import weblab_local` is fast, and loads neither llama_cpp nor numpy."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from weblab_local.errors import PromptError, WeblabError
-from weblab_local.generation import Chunk, Completion, Generation, complete
+from weblab_local.generation import Chunk, Completion, Generation, Stats, complete
 from weblab_local.prompt import conversation_turn, first_turn
 from weblab_local.sampling import SamplingParams
 
@@ -50,7 +50,7 @@ class ReplyStream(Iterator[Chunk]):
         chunk = next(self._generation)
         self._chunks.append(chunk)
         if chunk.finish_reason is not None:
-            self._session._take_down(self._instruction, complete(self._chunks))
+            self._session._take_down(self._instruction, complete(self._chunks), len(self.dropped))
         return chunk
 
     def cancel(self) -> None:
@@ -85,6 +85,7 @@ class ChatSession:
         self.params = params or SamplingParams()
         self._system = system
         self._turns: list[Turn] = []
+        self.last_stats: Stats | None = None
 
     @property
     def turns(self) -> Sequence[Turn]:
@@ -145,7 +146,6 @@ class ChatSession:
         params = params or self.params
         ids, dropped = self._fit(instruction, params.max_tokens)
         generation = self.engine.stream(ids, params, on_progress=on_progress)
-        del self._turns[: len(dropped)]
         return ReplyStream(self, instruction, generation, dropped)
 
     def _fit(self, instruction: str, max_tokens: int) -> tuple[list[int], Sequence[Turn]]:
@@ -168,11 +168,12 @@ class ChatSession:
             ids = self._ids(self._turns[n_dropped:], instruction)
         return ids, tuple(self._turns[:n_dropped])
 
-    def _take_down(self, instruction: str, completion: Completion) -> None:
+    def _take_down(self, instruction: str, completion: Completion, n_dropped: int) -> None:
+        self.last_stats = completion.stats
         ids = completion.token_ids
         if completion.finish_reason == "stop":
             ids = self._without_stop(completion)
-        self._turns.append(Turn(instruction, completion.text, tuple(ids)))
+        self._turns[:] = [*self._turns[n_dropped:], Turn(instruction, completion.text, tuple(ids))]
 
     def _without_stop(self, completion: Completion) -> Sequence[int]:
         """The ids of the text alone: a stop string's are cut off, and a token that was half of one is written anew."""

@@ -40,9 +40,12 @@ class Model:
         *,
         repack: bool = True,
         devices: Sequence[int] | None = None,
+        tensor_split: Sequence[float] = (),
         on_progress: LoadProgress | None = None,
     ) -> None:
         """Load the weights. `devices` are ggml device handles to offload to; None is llama.cpp's own choice.
+
+        `tensor_split` are the proportions of the offloaded layers on them; without, by their free memory.
 
         Raises ModelFileError with llama.cpp's error lines, or whatever `on_progress` raised.
         """
@@ -52,6 +55,9 @@ class Model:
         if devices is not None:
             handles = (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
             params.devices = ctypes.cast(handles, ctypes.c_void_p)
+        if tensor_split:
+            padding = [0.0] * (lib.llama_max_devices() - len(tensor_split))
+            params.tensor_split = (ctypes.c_float * lib.llama_max_devices())(*tensor_split, *padding)
         raised: list[BaseException] = []
 
         def progressed(share: float, _: Any) -> bool:

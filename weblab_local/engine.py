@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from weblab_local.errors import PromptError, WeblabError
 from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, complete
 from weblab_local.prompt import instruction_prompt
-from weblab_local.sampling import SamplingParams
+from weblab_local.sampling import SamplingError, SamplingParams
 from weblab_local.stopping import TURN_STOPS
 
 if TYPE_CHECKING:
     from weblab_local.chat import ChatSession
+    from weblab_local.memory import Plan
+    from weblab_local.placement import Placement
     from weblab_local.scheduler import Request
 
 KvType = Literal["f16", "q8_0", "q4_0"]
@@ -27,6 +29,13 @@ DEFAULT_N_CTX = 2048
 CPU_BATCH, GPU_BATCH = 128, 512
 """Prompt tokens computed at once. Small on the CPU: llama.cpp can be stopped only between two operations of a batch,
 and one on a large batch takes long there, while larger batches hardly read the prompt faster."""
+
+
+
+def batch_size(n_parallel: int, n_gpu_layers: int) -> int:
+    """Tokens computed at once: at least one for each of the sequences."""
+    return max(n_parallel, GPU_BATCH if n_gpu_layers else CPU_BATCH)
+
 
 PromptProgress = Callable[[int, int], None]
 """Called on the worker thread with (tokens of the prompt that are done, tokens in all)."""
@@ -47,6 +56,7 @@ class Engine(AbstractContextManager["Engine"]):
         flash_attention: bool | None = None,
         repack: bool = True,
         devices: Sequence[int] | None = None,
+        tensor_split: Sequence[float] = (),
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         """Load the GGUF at `path`; `weblab_local.load` finds it by name and plans the rest.
@@ -58,6 +68,7 @@ class Engine(AbstractContextManager["Engine"]):
         flash_attention   None: wherever llama.cpp allows it
         repack            let llama.cpp rearrange weights for this processor while loading
         devices           ggml devices to offload to; None: llama.cpp's own choice
+        tensor_split      proportions of the offloaded layers on them; (): by their free memory
         on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
 
         Raises ModelFileError for a file that is no GPT-NeoX or damaged, WeblabError for settings that cannot be.
@@ -76,13 +87,22 @@ class Engine(AbstractContextManager["Engine"]):
         header = read_header(path)
         require_gptneox(header)
         self.path = path
+        self.plan: Plan | None = None
+        self.placement: Placement | None = None
+        self.warnings: list[str] = []
+        """What `weblab_local.load` planned, what llama.cpp reported, and what a person should know about that."""
         self.metadata: Mapping[str, Any] = header.metadata
         self.n_ctx = n_ctx
         self.n_parallel = n_parallel
+        self.kv_type = kv_type
+        self.kv_settings = f"flash_attention={flash_attention} n_gpu_layers={n_gpu_layers}"
+        """What else a saved KV state depends on."""
         self.n_ctx_train = header.hparam("context_length")
         threads = n_threads or physical_cores()
-        n_batch = max(n_parallel, GPU_BATCH if n_gpu_layers else CPU_BATCH)
-        self._model = Model(path, n_gpu_layers, repack=repack, devices=devices, on_progress=on_progress)
+        n_batch = batch_size(n_parallel, n_gpu_layers)
+        self._model = Model(
+            path, n_gpu_layers, repack=repack, devices=devices, tensor_split=tensor_split, on_progress=on_progress
+        )
         try:
             self._context = Context(
                 self._model,
@@ -99,6 +119,7 @@ class Engine(AbstractContextManager["Engine"]):
             raise
         self._scheduler = Scheduler(self._model, self._context, n_ctx=n_ctx, n_parallel=n_parallel, n_batch=n_batch)
         self._closing = threading.Lock()
+        self._vocab_in_use = threading.Lock()
         self._closed = False
 
     @property
@@ -116,19 +137,28 @@ class Engine(AbstractContextManager["Engine"]):
         """The model's licence, as its file says; "" when it does not."""
         return str(self.metadata.get("general.license", ""))
 
+    def description(self) -> tuple[str, str]:
+        """Two lines for a person: the model, and where it runs."""
+        size = self.path.stat().st_size / 1e9
+        model = f"{self.path.stem} ({size:.2f} GB)"
+        where = " ".join(self.plan.reasons) if self.plan is not None else ""
+        return model, where or f"n_ctx {self.n_ctx}, KV cache {self.kv_type}"
+
     def tokenize(self, text: str) -> list[int]:
         """The ids of `text`, as Hugging Face's tokenizer gives them without special tokens."""
         from weblab_local.tokenizer import encode
 
-        self._require_open()
-        return encode(self._model.vocab, text)
+        with self._vocab_in_use:
+            self._require_open()
+            return encode(self._model.vocab, text)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for."""
         from weblab_local.tokenizer import piece
 
-        self._require_open()
-        return piece(self._model.vocab, token)
+        with self._vocab_in_use:
+            self._require_open()
+            return piece(self._model.vocab, token)
 
     def check_ids(self, ids: Sequence[int]) -> list[int]:
         """`ids` as a list. Raises PromptError where one is no id of the vocabulary."""
@@ -137,6 +167,19 @@ class Engine(AbstractContextManager["Engine"]):
             if not isinstance(token, int) or not 0 <= token < self._model.n_vocab:
                 raise PromptError(f"{token!r} is no token id; the vocabulary has {self._model.n_vocab}.")
         return checked
+
+    def save_prefix(self, ids: Sequence[int]) -> tuple[int, bytes]:
+        """How many of `ids` are in the KV cache, from the first on, and their state, for `restore_prefix`."""
+        self._require_open()
+        return self._scheduler.save_prefix(ids)
+
+    def restore_prefix(self, ids: Sequence[int], state: bytes) -> bool:
+        """Put a saved state of `ids` into the KV cache. It has to come from the same build, model and settings.
+
+        False when there is no room, or llama.cpp refuses it; then nothing has changed.
+        """
+        self._require_open()
+        return self._scheduler.restore_prefix(ids, state)
 
     def stream(
         self,
@@ -155,7 +198,8 @@ class Engine(AbstractContextManager["Engine"]):
         logprobs      give log-probabilities of the tokens, and so many alternatives for each
         on_progress   called on the worker thread while the prompt is read
 
-        Raises PromptError for a prompt that is empty or does not fit. The sampling's default is SamplingParams().
+        Raises PromptError for a prompt that is empty or does not fit, SamplingError for logprobs below 0. The
+        sampling's default is SamplingParams().
         """
         request, generation = self._request(prompt, params, context, raw, logprobs, on_progress, _sync_generation)
         self._scheduler.submit(request)
@@ -172,6 +216,7 @@ class Engine(AbstractContextManager["Engine"]):
         on_progress: PromptProgress | None = None,
     ) -> Completion:
         """The same, whole."""
+        self._scheduler.refuse_worker("wait for an answer")
         with self.stream(
             prompt, params, context=context, raw=raw, logprobs=logprobs, on_progress=on_progress
         ) as generation:
@@ -189,6 +234,7 @@ class Engine(AbstractContextManager["Engine"]):
     ) -> AsyncGeneration:
         """`stream` for asyncio, to be called in a running event loop."""
         loop = asyncio.get_running_loop()
+        generation: AsyncGeneration
         request, generation = self._request(
             prompt, params, context, raw, logprobs, on_progress, lambda cancel: AsyncGeneration(cancel, loop)
         )
@@ -232,6 +278,8 @@ class Engine(AbstractContextManager["Engine"]):
         from weblab_local.scheduler import Request
 
         self._require_open()
+        if logprobs is not None and logprobs < 0:
+            raise SamplingError(f"logprobs should be a whole number from 0 on, and is {logprobs!r}.")
         params = params or SamplingParams()
         ids = self._prompt_ids(prompt, context, raw)
         room = self.longest_sequence - len(ids)
@@ -261,11 +309,11 @@ class Engine(AbstractContextManager["Engine"]):
         return request, generation
 
     def _prompt_ids(self, prompt: str | Sequence[int], context: str | None, raw: bool) -> list[int]:
+        if context is not None and (raw or not isinstance(prompt, str)):
+            raise PromptError("A raw prompt has no template to put a context into.")
         if not isinstance(prompt, str):
             ids = self.check_ids(prompt)
         elif raw:
-            if context is not None:
-                raise PromptError("A raw prompt has no template to put a context into.")
             ids = self.tokenize(prompt)
         else:
             ids = self.tokenize(instruction_prompt(prompt, context))
@@ -280,14 +328,19 @@ class Engine(AbstractContextManager["Engine"]):
             raise closed_error()
 
     def close(self) -> None:
-        """End what is running and release everything. Closing twice does nothing."""
+        """End what is running and release everything. Closing twice does nothing.
+
+        Raises WeblabError when `on_progress` calls it: the thread that would have to end is the one that calls.
+        """
+        self._scheduler.refuse_worker("close the model")
         with self._closing:
             if self._closed:
                 return
             self._closed = True
             self._scheduler.close()
-            self._context.close()
-            self._model.close()
+            with self._vocab_in_use:
+                self._context.close()
+                self._model.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -4,6 +4,8 @@ WeblabError                 anything this package raises on purpose; its message
 ├── PromptError             the prompt cannot be used as it is
 ├── ModelNotFoundError      no model of that name, or no model at all
 ├── ModelFileError          the file is no GGUF that this package runs
+├── NotEnoughMemory         the model does not fit into this machine with these settings
+├── WorkerError             an RPC worker cannot be reached, or cannot be one
 └── (convert.errors)        what can go wrong while converting
 
 The command line prints the message without a traceback and exits with 1.
@@ -32,3 +34,11 @@ class ModelNotFoundError(WeblabError):
 
 class ModelFileError(WeblabError):
     """The file is damaged, or no GGUF of the gptneox architecture."""
+
+
+class NotEnoughMemory(WeblabError):
+    """The model does not fit with these settings; found out before any weight is read."""
+
+
+class WorkerError(WeblabError):
+    """An RPC worker cannot be reached, is no worker, speaks another version, or cannot listen."""

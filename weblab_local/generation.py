@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Stats:
     @property
     def generation_speed(self) -> float:
         """Tokens per second after the first."""
-        return (self.completion_tokens - 1) / self.generation_seconds if self.generation_seconds else 0.0
+        return max(self.completion_tokens - 1, 0) / self.generation_seconds if self.generation_seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,18 @@ class Generation(Iterator[Chunk]):
     def __next__(self) -> Chunk:
         if self._done:
             raise StopIteration
-        event = self._events.get()
+        event = self._next_event()
         if isinstance(event, BaseException):
             self._done = True
             raise event
         self._done = event.finish_reason is not None
         return event
+
+    def _next_event(self) -> Chunk | BaseException:
+        while sys.platform == "win32":  # there Ctrl-C does not interrupt a wait without an end
+            with suppress(queue.Empty):
+                return self._events.get(timeout=0.2)
+        return self._events.get()
 
     def cancel(self) -> None:
         """End the answer at the next token, or in the middle of the prompt. The last chunk says "cancelled"."""
@@ -162,8 +169,8 @@ class AsyncGeneration(AsyncIterator[Chunk]):
 
 def complete(chunks: Sequence[Chunk]) -> Completion:
     """All chunks of a request as one completion."""
-    last = chunks[-1]
-    if last.finish_reason is None or last.stats is None:
+    last = chunks[-1] if chunks else None
+    if last is None or last.finish_reason is None or last.stats is None:
         raise ValueError("The last chunk of a request is missing.")
     return Completion(
         text="".join(chunk.text for chunk in chunks),

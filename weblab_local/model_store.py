@@ -1,13 +1,24 @@
 """Where models live: the converted ones in the user's data directory, and the demo model inside the package."""
 
+import hashlib
+import json
 import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
-from weblab_local.errors import ModelFileError, ModelNotFoundError
+from weblab_local.errors import ModelFileError, ModelNotFoundError, WeblabError
+from weblab_local.i18n import _
 
 DEMO = "demo"
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
 
 
 def data_dir() -> Path:
@@ -27,32 +38,221 @@ def demo_model() -> Path:
 
 
 def find_model(name_or_path: str | None = None) -> Path:
-    """The GGUF to run: "demo", a path, a name in the store (with or without .gguf), or the newest in the store.
+    """The GGUF to run: "demo", a path, a name in the store (with or without .gguf), or the default.
 
-    Raises ModelNotFoundError when there is none, ModelFileError when the path is no GGUF.
+    The default is what `use_model` set, else the newest in the store. Raises ModelNotFoundError when there is none,
+    ModelFileError when the path is no GGUF.
     """
     if name_or_path == DEMO:
         return demo_model()
     if name_or_path is None:
-        stored = sorted(models_dir().glob("*.gguf"), key=lambda path: path.stat().st_mtime)
-        if not stored:
-            raise ModelNotFoundError(
-                f"There is no model in {models_dir()} yet.",
-                "Make one with `make convert`, or try the bundled one with `--model demo`.",
-            )
-        return stored[-1]
-    candidates = [Path(name_or_path).expanduser(), models_dir() / name_or_path, models_dir() / f"{name_or_path}.gguf"]
+        return _default_model()
+    candidates = [Path(name_or_path), models_dir() / name_or_path, models_dir() / f"{name_or_path}.gguf"]
     for path in candidates:
-        if path.is_file():
+        if os.path.isfile(path := Path(os.path.expanduser(path))):  # noqa: PTH111, PTH113 (these never raise)
             return _require_gguf(path)
     raise ModelNotFoundError(
-        f"There is no model called {name_or_path!r}, neither as a file nor in {models_dir()}.",
-        "Give a path to a GGUF, the name of a model in the store, or `demo`.",
+        _("There is no model called {name!r}, neither as a file nor in {folder}.").format(
+            name=name_or_path, folder=models_dir()
+        ),
+        _("Give a path to a GGUF, the name of a model in the store, or `demo`."),
     )
 
 
+def _default_model() -> Path:
+    chosen = read_settings().get("model")
+    if isinstance(chosen, str) and (models_dir() / f"{chosen}.gguf").is_file():
+        return models_dir() / f"{chosen}.gguf"
+    models = stored_models()
+    if not models:
+        raise ModelNotFoundError(
+            _("There is no model in {folder} yet.").format(folder=models_dir()),
+            _("Make one with `make convert`, or try the bundled one with `--model demo`."),
+        )
+    return max(models, key=lambda model: model.path.stat().st_mtime).path
+
+
 def _require_gguf(path: Path) -> Path:
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelFileError(f"{path} is no GGUF file.", "Convert a checkpoint with `make convert`.")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelFileError(_("{path} cannot be read: {error}.").format(path=path, error=error.strerror)) from None
+    if magic != b"GGUF":
+        raise ModelFileError(
+            _("{path} is no GGUF file.").format(path=path), _("Convert a checkpoint with `make convert`.")
+        )
     return path
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model in the store. `manifest` is what the conversion wrote beside it, {} where there is none."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What `--model` takes."""
+        return self.path.stem
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size
+
+    @property
+    def mixture(self) -> str:
+        """Q4_K_M and so on, "" where no manifest says."""
+        return str(_section(self.manifest, "recipe").get("mixture", ""))
+
+    @property
+    def source(self) -> str:
+        """Repository and commit it was made from, "" where no manifest says."""
+        source = _section(self.manifest, "source")
+        return " @ ".join(
+            part for part in (str(source.get("repository", "")), str(source.get("revision", ""))[:12]) if part
+        )
+
+    @property
+    def sha256(self) -> str:
+        """The recorded SHA-256, "" where no manifest says."""
+        return str(_section(self.manifest, "output").get("sha256", ""))
+
+
+def _section(manifest: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = manifest.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def stored_models() -> list[StoredModel]:
+    """All models in the store, by name."""
+    return [StoredModel(path, _read_json(path.with_suffix(".json"))) for path in sorted(models_dir().glob("*.gguf"))]
+
+
+def stored_model(name: str) -> StoredModel:
+    """The model of that name in the store. Raises ModelNotFoundError."""
+    for model in stored_models():
+        if model.name == name.removesuffix(".gguf"):
+            return model
+    known = ", ".join(model.name for model in stored_models()) or _("none")
+    raise ModelNotFoundError(
+        _("There is no model called {name!r} in {folder}.").format(name=name, folder=models_dir()),
+        _("There are: {names}.").format(names=known),
+    )
+
+
+def use_model(name: str) -> StoredModel:
+    """Make a model of the store the default."""
+    model = stored_model(name)
+    write_settings({**read_settings(), "model": model.name})
+    return model
+
+
+def import_model(path: Path, on_progress: Progress | None = None) -> StoredModel:
+    """Copy a GGUF into the store, with its manifest if one lies beside it, whole or not at all."""
+    if not path.is_file():
+        raise ModelNotFoundError(_("There is no file {path}.").format(path=path))
+    _require_gguf(path)
+    name = path.stem if path.suffix.lower() == ".gguf" else path.name
+    if name == DEMO:
+        raise WeblabError(_("{name} is the bundled model's name.").format(name=DEMO), _("Give the file another one."))
+    target = models_dir() / f"{name}.gguf"
+    if target.exists():
+        raise WeblabError(
+            _("{path} exists already.").format(path=target),
+            _("Remove it first: weblab-local models rm {name}").format(name=target.stem),
+        )
+    free = shutil.disk_usage(_existing(target.parent)).free
+    if path.stat().st_size > free:
+        raise WeblabError(
+            _("Not enough disk space in {folder}.").format(folder=target.parent),
+            _("Free some space, or use the file where it is: --model {path}").format(path=path),
+        )
+    partial = target.with_name(target.name + ".partial")
+    manifest, partial_manifest = path.with_suffix(".json"), target.with_name(target.name + ".json.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            for block in _blocks(path, on_progress):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        if manifest.is_file():
+            shutil.copyfile(manifest, partial_manifest)
+            partial_manifest.replace(target.with_suffix(".json"))
+        partial.replace(target)
+    except OSError as error:
+        raise WeblabError(
+            _("{path} cannot be copied to {folder}: {error}.").format(
+                path=path, folder=target.parent, error=error.strerror
+            ),
+            _("Use the file where it is: --model {path}").format(path=path),
+        ) from None
+    finally:
+        for leftover in (partial, partial_manifest):
+            with suppress(OSError):
+                leftover.unlink()
+    return stored_model(target.stem)
+
+
+def remove_model(name: str) -> Path:
+    """Delete a model of the store and its manifest; the path it had."""
+    path = stored_model(name).path
+    path.unlink()
+    path.with_suffix(".json").unlink(missing_ok=True)
+    return path
+
+
+def verify_model(model: StoredModel, on_progress: Progress | None = None) -> bool:
+    """Whether the file still has the SHA-256 that its conversion recorded. Raises WeblabError where none is."""
+    if not model.sha256:
+        raise WeblabError(
+            _("No SHA-256 of {name} is recorded: it has no manifest beside it.").format(name=model.name),
+            _("Models made with `make convert` have one."),
+        )
+    digest = hashlib.sha256()
+    for block in _blocks(model.path, on_progress):
+        digest.update(block)
+    return digest.hexdigest() == model.sha256
+
+
+def _blocks(path: Path, on_progress: Progress | None, size: int = 1 << 24) -> Any:
+    total, done = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while block := file.read(size):
+            yield block
+            done += len(block)
+            if on_progress is not None:
+                on_progress(done, total)
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _settings_path() -> Path:
+    return data_dir() / "settings.json"
+
+
+def read_settings() -> dict[str, Any]:
+    """This user's settings: the default model, and what `bench --save` found best. {} where there are none."""
+    return dict(_read_json(_settings_path()))
+
+
+def write_settings(settings: Mapping[str, Any]) -> None:
+    """Replace the settings, whole or not at all."""
+    path = _settings_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -8,16 +8,28 @@ default top-k of 50; these are the defaults here.
 import ctypes
 import json
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weblab_local.errors import WeblabError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 MAX_SEED = 2**32 - 2
 """llama.cpp takes 2**32 - 1 as "any seed"."""
+MAX_TOP_K = 2**31 - 1
+MAX_BIAS = 1e6
+MAX_NESTING = 200
+"""llama.cpp's grammar parser calls itself for every parenthesis; some thousands overflow the thread's stack."""
+_NO_PARENTHESES = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
+"""Literals, character classes and comments of a GBNF grammar: parentheses in them nest nothing."""
 
 
 class SamplingError(WeblabError, ValueError):
@@ -28,11 +40,11 @@ class SamplingError(WeblabError, ValueError):
 class SamplingParams:
     """Sampling parameters. SamplingError, when it is made, for a value that makes no sense.
 
-    temperature         0 is greedy decoding; otherwise logits are divided by it
+    temperature         0 is greedy decoding, as is all below 1e-6; otherwise logits are divided by it
     top_k               only the k most likely tokens; 0 is off
     top_p               only the most likely tokens that together have this probability; 1 is off
     min_p               only tokens at least this likely, relative to the most likely one; 0 is off
-    repeat_penalty      for tokens of prompt and answer: positive logits are divided by it, negative multiplied; 1 is off
+    repeat_penalty      tokens of prompt and answer: positive logits are divided by it, negative multiplied; 1 is off
     presence_penalty    subtracted from the logit of a token that the answer has already
     frequency_penalty   subtracted from it as often as it has it
     seed                makes a run repeatable on the same machine; None draws one
@@ -59,7 +71,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check_number("temperature", self.temperature, 0.0, 100.0)
-        _check_whole("top_k", self.top_k, 0, None)
+        _check_whole("top_k", self.top_k, 0, MAX_TOP_K)
         _check_number("top_p", self.top_p, 0.0, 1.0)
         _check_number("min_p", self.min_p, 0.0, 1.0)
         _check_number("repeat_penalty", self.repeat_penalty, 0.01, 100.0)
@@ -68,24 +80,28 @@ class SamplingParams:
         if self.seed is not None:
             _check_whole("seed", self.seed, 0, MAX_SEED)
         _check_whole("max_tokens", self.max_tokens, 1, None)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(text, str) and text for text in stop):
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
             raise SamplingError(f"stop should be strings that are not empty, and is {self.stop!r}.")
-        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop", tuple(stop))
+        if not isinstance(self.logit_bias, Mapping):
+            raise SamplingError(f"logit_bias should map token ids to numbers, and is {self.logit_bias!r}.")
         for token, bias in self.logit_bias.items():
             _check_whole("a token of logit_bias", token, 0, None)
-            if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
-                raise SamplingError(f"The logit_bias of token {token} should be a number, and is {bias!r}.")
+            if bias != -math.inf:
+                _check_number(f"the logit_bias of token {token}", bias, -MAX_BIAS, MAX_BIAS)
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
         if self.grammar is not None and self.json_schema is not None:
             raise SamplingError("Give a grammar or a json_schema, not both.")
-        if self.grammar is not None and (not isinstance(self.grammar, str) or not self.grammar.strip()):
-            raise SamplingError("grammar should be a GBNF grammar, and is empty.", "Leave it None for free text.")
+        if self.grammar is not None:
+            _check_grammar(self.grammar)
+        if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
+            raise SamplingError(f"json_schema should be a JSON schema as a dictionary, and is {self.json_schema!r}.")
 
     @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is always taken."""
-        return self.temperature == 0
+        return self.temperature < 1e-6  # less would make logits infinite
 
     def gbnf(self) -> str | None:
         """The grammar that the answer follows, None for free text. SamplingError for a schema that has none."""
@@ -113,6 +129,17 @@ def _check_whole(name: str, value: object, least: int, most: int | None) -> None
         raise SamplingError(f"{name} should be a whole number from {least}{upper}, and is {value!r}.")
 
 
+def _check_grammar(grammar: object) -> None:
+    if not isinstance(grammar, str) or not grammar.strip():
+        raise SamplingError(f"grammar should be a GBNF grammar, and is {grammar!r}.", "Leave it None for free text.")
+    if "\0" in grammar or any("\ud800" <= character <= "\udfff" for character in grammar):
+        raise SamplingError("The grammar holds a null character or half of a surrogate pair, which UTF-8 cannot.")
+    steps = ({"(": 1, ")": -1}.get(character, 0) for character in _NO_PARENTHESES.sub("", grammar))
+    deepest = max(accumulate(steps), default=0)
+    if deepest > MAX_NESTING:
+        raise SamplingError(f"The grammar nests {deepest} parentheses; at most {MAX_NESTING} can be read.")
+
+
 class Sampler:
     """llama.cpp's sampler chain for one answer. Has to be closed; used by one thread."""
 
@@ -125,6 +152,8 @@ class Sampler:
         unknown = [token for token in params.logit_bias if token >= n_vocab]
         if unknown:
             raise SamplingError(f"logit_bias names token {unknown[0]}; the vocabulary has {n_vocab}.")
+        self._n_vocab = n_vocab
+        self._may_run_dry = bool(params.logit_bias) or params.grammar is not None or params.json_schema is not None
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         try:
             for sampler in self._samplers(params, vocab, n_vocab, prompt, n_ctx):
@@ -168,23 +197,43 @@ class Sampler:
         return [*samplers, lib.llama_sampler_init_dist(seed)]
 
     def sample(self, context: Any, index: int) -> int:
-        """Choose a token from the logits of `context`'s batch entry `index`, and take note of it for the next."""
-        return int(self._lib.llama_sampler_sample(self._chain, context, index))
+        """Choose a token from the logits of `context`'s batch entry `index`, and take note of it for the next.
+
+        Raises SamplingError when the grammar and logit_bias leave no token at all.
+        """
+        if not self._may_run_dry:
+            return int(self._lib.llama_sampler_sample(self._chain, context, index))
+        import numpy as np
+
+        logits = np.ctypeslib.as_array(self._lib.llama_get_logits_ith(context, index), shape=(self._n_vocab,))
+        array = self._applied(logits)
+        chosen = array.data[array.selected]
+        # llama.cpp would choose a forbidden token all the same, and a grammar that has to accept one ends the process.
+        if chosen.logit == -math.inf:
+            raise SamplingError("No token is left: the grammar and logit_bias forbid all of them here.")
+        self._lib.llama_sampler_accept(self._chain, chosen.id)
+        return int(chosen.id)
 
     def apply(self, logits: Sequence[float]) -> dict[int, float]:
         """The tokens that are left for a draw from these logits (n_vocab), with their probabilities."""
-        from llama_cpp import llama_cpp as lib
-
-        data = (lib.llama_token_data * len(logits))(
-            *(lib.llama_token_data(token, logit, 0.0) for token, logit in enumerate(logits))
-        )
-        array = lib.llama_token_data_array(data, len(logits), -1, False)
-        lib.llama_sampler_apply(self._chain, ctypes.byref(array))
+        array = self._applied(logits)
         left = [array.data[i] for i in range(array.size)]
         peak = max(token.logit for token in left)
         weights = {int(token.id): math.exp(token.logit - peak) for token in left}
         total = sum(weights.values())
         return {token: weight / total for token, weight in weights.items()}
+
+    def _applied(self, logits: "Sequence[float] | NDArray[np.float32]") -> Any:
+        """The chain's llama_token_data_array for these logits: what is left, and which was `selected`."""
+        import numpy as np
+
+        candidates = np.zeros(len(logits), dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        candidates["id"] = np.arange(len(logits))
+        candidates["logit"] = logits
+        data = (self._lib.llama_token_data * len(logits)).from_buffer(candidates)
+        array = self._lib.llama_token_data_array(data, len(logits), -1, False)
+        self._lib.llama_sampler_apply(self._chain, ctypes.byref(array))
+        return array
 
     def close(self) -> None:
         """Free the chain with its samplers."""

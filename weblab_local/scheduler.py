@@ -25,8 +25,9 @@ from weblab_local.tokenizer import TextStream, piece
 
 logger = logging.getLogger(__name__)
 
-MIXED_CHUNK = 64
-"""Prompt tokens in a batch in which others generate: they wait for no more than these."""
+MIXED_SECONDS, LEAST_CHUNK = 0.3, 8
+"""While others generate, a prompt is read in chunks that take about so long, of at least so many tokens: the others
+wait for no more than that between two of their tokens."""
 
 T = TypeVar("T")
 
@@ -115,6 +116,8 @@ class Scheduler:
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._reading_now: set[Request] = set()
+        self._reading_speed = 0.0
+        """Tokens per second in the last batch that read a prompt."""
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="weblab-local engine", daemon=True)
         self._thread.start()
@@ -135,15 +138,52 @@ class Scheduler:
                 self._context.abort()
             self._changed.notify()
 
-    def call(self, function: Callable[[Context, list[list[int]]], T]) -> T:
-        """Run `function(context, tokens of each sequence)` on the worker thread between two steps; its result."""
+    def call(self, function: Callable[[], T]) -> T:
+        """Run `function` on the worker thread between two steps; its result, or its exception."""
+        self.refuse_worker("call the engine and wait for it")
         future: Future[T] = Future()
         with self._changed:
             if self._closed:
                 raise closed_error()
-            self._calls.append((lambda: function(self._context, [s.tokens for s in self._sequences]), future))
+            self._calls.append((function, future))
             self._changed.notify()
         return future.result()
+
+    def save_prefix(self, ids: Sequence[int]) -> tuple[int, bytes]:
+        """How many of `ids` some sequence has in its KV cells, and their state; (0, b"") when none has any."""
+
+        def save() -> tuple[int, bytes]:
+            sequence = max(self._sequences, key=lambda s: common_prefix(s.tokens, ids))
+            length = common_prefix(sequence.tokens, ids)
+            if length == 0 or sequence not in self._idle():
+                return 0, b""
+            self._forget(sequence, length)
+            return length, self._context.save_sequence(sequence.index)
+
+        return self.call(save)
+
+    def restore_prefix(self, ids: Sequence[int], state: bytes) -> bool:
+        """Put a state from `save_prefix` back into the KV cache, if an idle sequence and room are there."""
+
+        def restore() -> bool:
+            idle = sorted(self._idle(), key=lambda sequence: sequence.last_used)
+            reserved = sum(active.request.cells for active in self._active)
+            if not idle or reserved + len(ids) > self._n_ctx:
+                return False
+            for sequence in idle:
+                self._forget(sequence)
+            if not self._context.restore_sequence(idle[0].index, state):
+                self._forget(idle[0])
+                return False
+            idle[0].tokens = list(ids)
+            return True
+
+        return self.call(restore)
+
+    def refuse_worker(self, wish: str) -> None:
+        """Raise WeblabError on the worker thread, where a callback would wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise WeblabError(f"on_progress cannot {wish}: it runs on the engine's own thread.")
 
     def close(self) -> None:
         """End all requests with an error, and the thread. The context is the caller's to close."""
@@ -152,8 +192,7 @@ class Scheduler:
             if self._reading_now:
                 self._context.abort()
             self._changed.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -268,7 +307,7 @@ class Scheduler:
             self._forget(sequence, own)
         try:
             sampler = Sampler(request.params, self._model.vocab, prompt, self._n_ctx)
-        except WeblabError as error:
+        except Exception as error:  # the request's own: one that went further would end all others
             request.emit(error)
             return
         active = _Active(request, sequence, len(sequence.tokens), sampler)
@@ -313,7 +352,7 @@ class Scheduler:
         parts: list[tuple[_Active, Sequence[int]]] = [(a, tuple(a.pending)) for a in self._active if not a.reading]
         room = self._n_batch - sum(len(tokens) for _, tokens in parts)
         if parts:
-            room = min(room, MIXED_CHUNK)
+            room = min(room, max(LEAST_CHUNK, int(MIXED_SECONDS * self._reading_speed)))
         for active in self._active:
             if active.reading and active.waits_for is None and room > 0:
                 tokens = active.unread[:room]
@@ -339,6 +378,7 @@ class Scheduler:
                 self._reading_now = set()
                 return False
         error: WeblabError | None = None
+        started = time.perf_counter()
         try:
             done = self._context.decode(entries)
         except WeblabError as raised:
@@ -346,6 +386,8 @@ class Scheduler:
         with self._changed:
             self._reading_now = set()
             self._context.clear_abort()
+        if done and len(entries) >= LEAST_CHUNK:
+            self._reading_speed = len(entries) / (time.perf_counter() - started)
         if not done:
             for active, _ in parts:
                 self._context.forget(active.sequence.index, len(active.sequence.tokens))
@@ -366,7 +408,7 @@ class Scheduler:
                 active.first_token = time.perf_counter()
             index = first + len(tokens) - 1
             self._take(active, active.sampler.sample(self._context.handle, index), index)
-        except Exception as error:  # a callback of the caller's, or a grammar that nothing fits
+        except BaseException as error:  # a callback of the caller's, or a grammar that nothing fits
             self._end(active, error)
 
     def _take(self, active: _Active, token: int, index: int) -> None:

@@ -12,7 +12,8 @@ TURN_STOPS = tuple("\n" * n + NEXT_INSTRUCTION for n in (2, 1, 0))
 class StopFilter:
     """Text goes in piece by piece and comes out up to a stop string, which never comes out.
 
-    What could be the beginning of a stop string is held back until it is known not to be one.
+    What could be the beginning of a stop string is held back until it is known not to be one. The stop string that is
+    complete first wins, and of several that end together the longest, however the text was cut into pieces.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -22,10 +23,10 @@ class StopFilter:
     def push(self, text: str) -> tuple[str, bool]:
         """What can come out now, and whether a stop string was found (then nothing may follow)."""
         text = self._held + text
-        found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)], True
+            return text[: min(found)[1]], True
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

@@ -1,11 +1,14 @@
-"""The commands and their options; what each does is in the module of its name."""
+"""The commands and their options; what each does is in the module of its name, imported when it is called."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from weblab_local.cli import options as o
 from weblab_local.errors import WeblabError
+from weblab_local.i18n import Language, use
 
 app = typer.Typer(
     name="weblab-local",
@@ -17,35 +20,149 @@ app = typer.Typer(
     "The model is licensed under CC BY-NC 4.0: non-commercial use only.",
 )
 
-Model = Annotated[
-    str | None, typer.Option("--model", help='A GGUF\'s path, a name in the store, or "demo"; default: the newest.')
-]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="At most so many tokens in an answer.")]
-Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy decoding.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Makes a run repeatable.")]
+
+@app.callback()
+def _main(
+    lang: Annotated[Language | None, typer.Option(help="What the program speaks.", show_default="the system's")] = None,
+) -> None:
+    use(lang)
+
+
+@app.command()
+def chat(
+    model: o.Model = None,
+    system: Annotated[str | None, typer.Option(help="Stands before the first instruction.")] = None,
+    temperature: o.Temperature = 0.7,
+    top_k: o.TopK = 50,
+    top_p: o.TopP = 0.95,
+    min_p: o.MinP = 0.0,
+    repeat_penalty: o.RepeatPenalty = 1.0,
+    seed: o.Seed = None,
+    max_tokens: o.MaxTokens = 512,
+    stop: o.Stop = None,
+    n_ctx: o.NCtx = 2048,
+    n_gpu_layers: o.NGpuLayers = "auto",
+    threads: o.Threads = None,
+    kv_type: o.KvType = "f16",
+    rpc: o.Rpc = "",
+) -> None:
+    """Talk with the model."""
+    from weblab_local.cli.chat import run
+    from weblab_local.cli.session import open_model
+
+    params = o.sampling_params(temperature, top_k, top_p, min_p, repeat_penalty, seed, max_tokens, stop)
+    with open_model(model, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, threads=threads, kv_type=kv_type, rpc=rpc) as engine:
+        run(engine, params, system)
 
 
 @app.command()
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The instruction; default: read from stdin.")] = None,
-    model: Model = None,
+    prompt: Annotated[str | None, typer.Argument(help="The instruction.", show_default="read from stdin")] = None,
+    model: o.Model = None,
     input_text: Annotated[str | None, typer.Option("--input", help="A text for the instruction to work on.")] = None,
-    temperature: Temperature = 0.7,
-    max_tokens: MaxTokens = 512,
-    seed: Seed = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no template.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object with counts and speeds.")] = False,
+    temperature: o.Temperature = 0.7,
+    top_k: o.TopK = 50,
+    top_p: o.TopP = 0.95,
+    min_p: o.MinP = 0.0,
+    repeat_penalty: o.RepeatPenalty = 1.0,
+    seed: o.Seed = None,
+    max_tokens: o.MaxTokens = 512,
+    stop: o.Stop = None,
+    n_ctx: o.NCtx = 2048,
+    n_gpu_layers: o.NGpuLayers = "auto",
+    threads: o.Threads = None,
+    kv_type: o.KvType = "f16",
+    rpc: o.Rpc = "",
 ) -> None:
-    """One answer on stdout, nothing else."""
+    """One answer on stdout, nothing else there."""
     from weblab_local.cli.generate import run
+    from weblab_local.cli.session import open_model
 
-    run(sys.stdin.read().rstrip("\n") if prompt is None else prompt, model, input_text, temperature, max_tokens, seed)
+    params = o.sampling_params(temperature, top_k, top_p, min_p, repeat_penalty, seed, max_tokens, stop)
+    instruction = sys.stdin.read().removesuffix("\n") if prompt is None else prompt
+    with open_model(model, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, threads=threads, kv_type=kv_type, rpc=rpc) as engine:
+        code = run(engine, instruction, params, input_text, raw=raw, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @app.command()
-def chat(model: Model = None, temperature: Temperature = 0.7, max_tokens: MaxTokens = 512, seed: Seed = None) -> None:
-    """Talk with the model; every line is one instruction. Ctrl-D leaves."""
-    from weblab_local.cli.chat import run
+def tokenize(
+    text: Annotated[str | None, typer.Argument(help="The text.", show_default="read from stdin")] = None,
+    model: o.Model = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON array.")] = False,
+) -> None:
+    """Show a text's token ids and pieces."""
+    from weblab_local.cli.session import open_model
+    from weblab_local.cli.tokenize import run
 
-    run(model, temperature, max_tokens, seed)
+    with open_model(model, n_ctx=16, n_gpu_layers="0") as engine:
+        run(engine, sys.stdin.read() if text is None else text, as_json=as_json)
+
+
+@app.command("rpc-worker")
+def rpc_worker(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 50052,
+    threads: o.Threads = None,
+    allow_network: Annotated[
+        bool, typer.Option("--allow-network", help="Listen beyond this machine: in a network you trust, only there.")
+    ] = False,
+) -> None:
+    """Lend this machine to a weblab-local on another one (--rpc there).
+
+    The protocol has neither passwords nor encryption: trusted networks only. A worker that dies takes the client's
+    process along.
+    """
+    from weblab_local.cli.rpc_worker import run
+
+    run(host, port, threads, allow_network)
+
+
+models_app = typer.Typer(help="The store: list it, verify, choose, import, remove.", no_args_is_help=False)
+app.add_typer(models_app, name="models")
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
+    """List the models in the store."""
+    if context.invoked_subcommand is None:
+        from weblab_local.cli.models import show
+
+        show()
+
+
+@models_app.command()
+def verify(name: Annotated[str | None, typer.Argument(show_default="all")] = None) -> None:
+    """Compare SHA-256 with what the conversion recorded."""
+    from weblab_local.cli.models import verify as run
+
+    run(name)
+
+
+@models_app.command("use")
+def use_model(name: Annotated[str, typer.Argument()]) -> None:
+    """Make a model the default."""
+    from weblab_local.cli.models import use as run
+
+    run(name)
+
+
+@models_app.command("import")
+def import_model(path: Annotated[Path, typer.Argument()]) -> None:
+    """Copy a GGUF into the store."""
+    from weblab_local.cli.models import import_file
+
+    import_file(path)
+
+
+@models_app.command("rm")
+def remove_model(name: Annotated[str, typer.Argument()]) -> None:
+    """Delete a model from the store."""
+    from weblab_local.cli.models import remove
+
+    remove(name)
 
 
 def main() -> None:
@@ -55,3 +172,5 @@ def main() -> None:
     except WeblabError as error:
         print(f"weblab-local: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

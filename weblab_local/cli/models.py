@@ -1,0 +1,75 @@
+"""`weblab-local models`: what is in the store, and what can be done with it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from weblab_local import model_store as store
+from weblab_local.errors import WeblabError
+from weblab_local.i18n import _
+
+
+def show() -> None:
+    """Print the store as a table; the default model is marked."""
+    models = store.stored_models()
+    if not models:
+        print(_("There is no model in {folder} yet.").format(folder=store.models_dir()), file=sys.stderr)
+        return
+    default = store.find_model()
+    table = Table(box=None, pad_edge=False)
+    for title in ("", _("Name"), _("Size"), _("Type"), _("Source"), "SHA-256"):
+        table.add_column(title, no_wrap=title != _("Source"))
+    for model in models:
+        size = f"{model.size / 1e9:.2f} GB" if model.size >= 1e9 else f"{model.size / 1e6:.1f} MB"
+        mark = "*" if model.path == default else ""
+        table.add_row(mark, model.name, size, model.mixture, model.source, model.sha256[:12])
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def verify(name: str | None) -> None:
+    """Compare the models' SHA-256 with what their conversion recorded. Raises WeblabError when one differs."""
+    models = store.stored_models() if name is None else [store.stored_model(name)]
+    spoiled = []
+    for model in models:
+        if name is None and not model.sha256:
+            print(_("{name}: no SHA-256 recorded").format(name=model.name))
+            continue
+        with _bar(model.name) as on_progress:
+            whole = store.verify_model(model, on_progress)
+        print(f"{model.name}: " + (_("as it was made") if whole else _("CHANGED")))
+        if not whole:
+            spoiled.append(model.name)
+    if spoiled:
+        raise WeblabError(
+            _("Not as they were made: {names}.").format(names=", ".join(spoiled)),
+            _("Convert them again: make convert FORCE=1."),
+        )
+
+
+def use(name: str) -> None:
+    """Make a model the default."""
+    print(_("{name} is the default now.").format(name=store.use_model(name).name))
+
+
+def import_file(path: Path) -> None:
+    """Copy a GGUF into the store."""
+    with _bar(path.name) as on_progress:
+        model = store.import_model(path, on_progress)
+    print(_("{name} is in the store.").format(name=model.name))
+
+
+def remove(name: str) -> None:
+    """Delete a model from the store."""
+    print(_("{path} was deleted.").format(path=store.remove_model(name)))
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

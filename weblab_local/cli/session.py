@@ -1,0 +1,75 @@
+"""What commands that run a model have in common: loading it with progress, and saying what it is."""
+
+import sys
+from contextlib import ExitStack
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from weblab_local.engine import Engine, KvType
+from weblab_local.errors import WeblabError
+from weblab_local.i18n import _
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell gives it."""
+
+
+def gpu_layers(text: str) -> int | str:
+    """The value of --n-gpu-layers: "auto" or a number. Raises WeblabError for anything else."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise WeblabError(_('--n-gpu-layers takes "auto" or a number, not {value!r}.').format(value=text)) from None
+
+
+def open_model(
+    model: str | None,
+    *,
+    n_ctx: int,
+    n_gpu_layers: str = "auto",
+    threads: int | None = None,
+    kv_type: KvType = "f16",
+    rpc: str = "",
+    n_parallel: int = 1,
+) -> Engine:
+    """Load a model; at a terminal with a bar on stderr. Ctrl-C cancels the loading."""
+    from weblab_local.loading import load
+
+    with ExitStack() as stack:
+        on_progress = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            bar = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
+            task = bar.add_task(_("Loading the model"), total=1.0)
+
+            def on_progress(share: float) -> None:
+                bar.update(task, completed=share)
+
+        return load(
+            model,
+            n_ctx=n_ctx,
+            n_parallel=n_parallel,
+            n_gpu_layers=gpu_layers(n_gpu_layers),
+            n_threads=threads,
+            kv_type=kv_type,
+            rpc=tuple(filter(None, rpc.split(","))),
+            on_progress=on_progress,
+        )
+
+
+def licence_line(engine: Engine) -> str:
+    """The model's licence and what it means for whoever uses it, in a line."""
+    licence = engine.licence or _("unknown")
+    if "-nc" in licence:
+        return _("Licence of the model: {licence}, non-commercial use only.").format(licence=licence)
+    return _("Licence of the model: {licence}.").format(licence=licence)
+
+
+def reading_progress(done: int, total: int) -> None:
+    """Say on a terminal's stderr how much of a long prompt is read; called on the worker thread."""
+    if total >= 256 and sys.stderr.isatty():
+        end = "\r\033[K" if done >= total else "\r"
+        sys.stderr.write(_("reading {done} of {total} tokens").format(done=done, total=total) + end)
+        sys.stderr.flush()

@@ -1,0 +1,115 @@
+"""From a model's name to an engine: find it, look at the machine, plan, load, and read back what llama.cpp did."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from weblab_local import llama_log
+from weblab_local.devices import list_devices, ram
+from weblab_local.engine import DEFAULT_N_CTX, Engine, KvType
+from weblab_local.gguf_header import read_header, require_gptneox
+from weblab_local.i18n import _
+from weblab_local.memory import Plan, make_plan
+from weblab_local.model_store import find_model
+from weblab_local.placement import Placement, read_placement
+from weblab_local.repack import repacked
+from weblab_local.rpc import register
+
+logger = logging.getLogger("weblab_local")
+
+
+def plan(
+    path: Path,
+    *,
+    n_ctx: int = DEFAULT_N_CTX,
+    n_parallel: int = 1,
+    n_gpu_layers: int | Literal["auto"] = "auto",
+    kv_type: KvType = "f16",
+    flash_attention: bool | None = None,
+    repack: bool = True,
+    rpc: Sequence[str] = (),
+) -> Plan:
+    """What `load` would do with the GGUF at `path` here and now, without reading its weights. Raises what it raises."""
+    header = read_header(path)
+    require_gptneox(header)
+    devices = list_devices(register(rpc) if rpc else ())
+    cpu = next(device for device in devices if device.kind == "cpu")
+    return make_plan(
+        header,
+        devices,
+        ram().available,
+        n_ctx=n_ctx,
+        n_parallel=n_parallel,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        n_gpu_layers=n_gpu_layers,
+        repacked=repacked(header, cpu.handle) if repack else None,
+    )
+
+
+def load(
+    name_or_path: str | None = None,
+    *,
+    n_ctx: int = DEFAULT_N_CTX,
+    n_parallel: int = 1,
+    n_gpu_layers: int | Literal["auto"] = "auto",
+    n_threads: int | None = None,
+    kv_type: KvType = "f16",
+    flash_attention: bool | None = None,
+    repack: bool = True,
+    rpc: Sequence[str] = (),
+    on_progress: Callable[[float], None] | None = None,
+) -> Engine:
+    """Load a model, planned for this machine. The engine has the `plan` and llama.cpp's own `placement`.
+
+    name_or_path      a GGUF's path, a name in the store, "demo"; None: the store's default
+    n_gpu_layers      layers on GPUs and workers; -1 is all, "auto" as many as fit
+    rpc               workers that take layers too, as host:port; see `weblab_local.rpc` for what to know of them
+    on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
+
+    The rest is Engine's. Raises ModelNotFoundError, ModelFileError, NotEnoughMemory, WorkerError, or WeblabError for
+    settings that cannot be.
+    """
+    path = find_model(name_or_path)
+    planned = plan(
+        path,
+        n_ctx=n_ctx,
+        n_parallel=n_parallel,
+        n_gpu_layers=n_gpu_layers,
+        kv_type=kv_type,
+        flash_attention=flash_attention,
+        repack=repack,
+        rpc=rpc,
+    )
+    with llama_log.collect_lines() as lines:
+        engine = Engine(
+            path,
+            n_ctx=n_ctx,
+            n_parallel=n_parallel,
+            n_gpu_layers=planned.n_gpu_layers,
+            n_threads=n_threads,
+            kv_type=kv_type,
+            flash_attention=flash_attention,
+            repack=repack,
+            devices=[device.handle for device in planned.devices],
+            tensor_split=planned.tensor_split,
+            on_progress=on_progress,
+        )
+    engine.plan, engine.placement = planned, read_placement(lines)
+    engine.warnings = offload_warnings(planned, engine.placement)
+    for warning in engine.warnings:
+        logger.warning("%s", warning)
+    return engine
+
+
+def offload_warnings(plan: Plan, placement: Placement) -> list[str]:
+    """A sentence for each device that was to hold layers and holds no weights."""
+    return [
+        _(
+            "{n} layers were planned for {device} ({description}), but llama.cpp put none there: they run on the CPU. "
+            "Update its driver, or install again for it (make install BACKEND=...)."
+        ).format(n=share.n_layers, device=device.name, description=device.description)
+        for device, share in plan.pairs
+        if not placement.weights_on(device.buffer)
+    ]
