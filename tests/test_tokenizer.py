@@ -63,7 +63,9 @@ def test_decomposed_text_has_the_ids_of_composed_text(vocab: object, text: str) 
     assert encode(vocab, unicodedata.normalize("NFD", text)) == encode(vocab, unicodedata.normalize("NFC", text))
 
 
-@pytest.mark.parametrize("text", ["", " ", "  ", "a  ", "a\n", "\n\n\n", *(" " * n for n in (23, 24, 25, 100)), "\u3000"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "  ", "a  ", "a\n", "\n\n\n", *(" " * n for n in (23, 24, 25, 100)), "\u3000"]
+)
 def test_whitespace_has_hugging_faces_ids(vocab: object, hugging_face: Tokenizer, text: str) -> None:
     assert encode(vocab, text) == hugging_face_ids(hugging_face, text)
 

@@ -98,7 +98,7 @@ def measure_peer(name: str, model: Path, n_tokens: int, n_ctx: int) -> dict[str,
     for turn, question in enumerate(QUESTIONS):
         ids += peer.tokenize(conversation_turn(question) if turn else first_turn(question))
         started = time.perf_counter()
-        answer = []
+        answer: list[int] = []
         for token in peer.stream(ids, ANSWER):
             if not answer:
                 first_tokens.append(time.perf_counter() - started)
