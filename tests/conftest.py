@@ -6,12 +6,22 @@ from pathlib import Path
 import pytest
 
 from convert.demo.corpus import CHECKPOINT
+from weblab_local import i18n
 
 
 @pytest.fixture(scope="session")
 def demo_checkpoint() -> Path:
     """The demo checkpoint that is in the repository."""
     return CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def demo_f16(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint converted with its weights as they are."""
+    from convert.run import Request, run
+
+    (path,) = run(Request(str(demo_checkpoint), None, ["F16"], tmp_path_factory.mktemp("demo-f16")))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +37,12 @@ def test_data() -> Path:
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees or changes the models of whoever runs it."""
     monkeypatch.setenv("WEBLAB_LOCAL_HOME", str(tmp_path / "weblab-home"))
+
+
+@pytest.fixture(autouse=True)
+def _in_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages are compared in English, whatever whoever runs the tests speaks; here and in processes of their own."""
+    for variable in ("LC_ALL", "LC_MESSAGES"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("LANGUAGE", "en")
+    i18n.use("en")

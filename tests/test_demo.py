@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoTokenizer, GPTNeoXForCausalLM
+from transformers import AutoTokenizer
 
 from convert.demo.corpus import Pair, read_corpus
 from convert.run import Request, run
 from tests.llama import greedy, loaded
+from tests.reference import answers
 from weblab_local.model_store import demo_model
 from weblab_local.tokenizer import encode
 
@@ -35,27 +36,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Path) -
 
 
 @pytest.fixture(scope="module")
-def reference(demo_checkpoint: Path) -> dict[str, list[int]]:
+def reference() -> dict[str, list[int]]:
     """What transformers answers to each prompt, token for token, with greedy decoding of the fp16 weights."""
-    model = GPTNeoXForCausalLM.from_pretrained(demo_checkpoint, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint)
-    tokenizer.padding_side, tokenizer.pad_token = "left", "<|padding|>"
-    answers: dict[str, list[int]] = {}
-    by_length = sorted(PAIRS, key=lambda pair: len(pair.prompt) + 3 * len(pair.response))
-    for start in range(0, len(by_length), 22):
-        prompts = [pair.prompt for pair in by_length[start : start + 22]]
-        batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-        with torch.inference_mode():
-            output = model.generate(  # type: ignore[misc]
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=256,
-                do_sample=False,
-                pad_token_id=1,
-            )
-        for prompt, ids in zip(prompts, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            answers[prompt] = ids[: ids.index(0) + 1] if 0 in ids else ids
-    return answers
+    return {prompt: list(ids) for prompt, ids in answers().items()}
 
 
 def llama_cpp_answers(path: Path, pairs: Sequence[Pair]) -> dict[str, list[int]]:
@@ -81,8 +64,8 @@ def test_llama_cpp_answers_every_prompt_with_transformers_tokens(
 def test_four_bits_answer_nine_of_ten_prompts_with_transformers_tokens(
     converted: dict[str, Path], reference: dict[str, list[int]]
 ) -> None:
-    answers = llama_cpp_answers(converted["Q4_K_M"], PAIRS)
-    same = sum(answers[prompt] == tokens for prompt, tokens in reference.items())
+    found = llama_cpp_answers(converted["Q4_K_M"], PAIRS)
+    same = sum(found[prompt] == tokens for prompt, tokens in reference.items())
     assert same >= 0.9 * len(PAIRS)
 
 

@@ -112,7 +112,9 @@ def test_licence_and_languages_are_those_of_the_front_matter(
     assert found.get("languages") == languages
 
 
-@pytest.mark.parametrize("card", [b"---\n- mit\n---\n", b"\xff\xfe\n"], ids=["a list", "no text"])
+@pytest.mark.parametrize(
+    "card", [b"---\n- mit\n---\n", b"\xff\xfe\n", b"---\nlicense: [\n---\n"], ids=["a list", "no text", "no YAML"]
+)
 def test_a_damaged_card_is_an_error_that_names_it(original: Path, tmp_path: Path, card: bytes) -> None:
     folder = copy(original, tmp_path / "model")
     (folder / "README.md").write_bytes(card)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from weblab_local.errors import PromptError, WeblabError
 from weblab_local.generation import Chunk, Completion, Generation, Stats, complete
+from weblab_local.i18n import _
 from weblab_local.prompt import conversation_turn, first_turn
 from weblab_local.sampling import SamplingParams
 
@@ -60,7 +61,7 @@ class ReplyStream(Iterator[Chunk]):
     def close(self) -> None:
         """Cancel, and wait for the end, which is soon."""
         self.cancel()
-        for _ in self:
+        for _chunk in self:
             pass
 
     @property
@@ -129,7 +130,7 @@ class ChatSession:
     ) -> Reply:
         """Answer an instruction with the conversation in mind. Raises PromptError when it does not fit at all."""
         with self.stream(instruction, params, on_progress=on_progress) as stream:
-            for _ in stream:
+            for _chunk in stream:
                 pass
             return stream.reply
 
@@ -142,7 +143,7 @@ class ChatSession:
     ) -> ReplyStream:
         """The same, chunk by chunk."""
         if not instruction:
-            raise PromptError("The instruction is empty.")
+            raise PromptError(_("The instruction is empty."))
         params = params or self.params
         ids, dropped = self._fit(instruction, params.max_tokens)
         generation = self.engine.stream(ids, params, on_progress=on_progress)
@@ -157,9 +158,11 @@ class ChatSession:
         alone = len(self._ids((), instruction))
         if alone + max_tokens > context:
             raise PromptError(
-                f"The instruction has {alone} tokens with its template; with {max_tokens} kept free for the answer, "
-                f"the context of {context} has room for {max(context - max_tokens, 0)}.",
-                "Shorten it, or give the answer fewer max_tokens.",
+                _(
+                    "The instruction has {n} tokens with its template; with {max_tokens} kept free for the answer, "
+                    "the context of {context} has room for {room}."
+                ).format(n=alone, max_tokens=max_tokens, context=context, room=max(context - max_tokens, 0)),
+                _("Shorten it, or give the answer fewer max_tokens."),
             )
         target = min(context // 2, context - max_tokens)
         n_dropped = 0
@@ -201,7 +204,7 @@ class ChatSession:
     def undo(self) -> str:
         """Take the last turn back; its instruction. Raises PromptError when there is none."""
         if not self._turns:
-            raise PromptError("The conversation has no turn yet.")
+            raise PromptError(_("The conversation has no turn yet."))
         self._undone = self._turns.pop()
         return self._undone.instruction
 
@@ -227,13 +230,17 @@ class ChatSession:
         """What `to_dict` gave, for the same model. Raises WeblabError when it is no such dictionary."""
         try:
             if saved["format"] != SAVED_FORMAT:
-                raise WeblabError(f"The conversation has the format {saved['format']!r}, not {SAVED_FORMAT}.")
+                raise WeblabError(
+                    _("The conversation has the format {found!r}, not {ours}.").format(
+                        found=saved["format"], ours=SAVED_FORMAT
+                    )
+                )
             session = cls(engine, _text(saved["system"]) if saved["system"] is not None else None, params)
             for turn in saved["turns"]:
                 ids = tuple(engine.check_ids(turn["answer_ids"]))
                 session._turns.append(Turn(_text(turn["instruction"]), _text(turn["answer"]), ids))
         except (KeyError, TypeError) as error:
-            raise WeblabError(f"This is no saved conversation: {error!r}.") from None
+            raise WeblabError(_("This is no saved conversation: {error!r}.").format(error=error)) from None
         return session
 
 

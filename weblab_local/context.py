@@ -16,6 +16,7 @@ from llama_cpp import llama_cpp as lib
 from numpy.typing import NDArray
 
 from weblab_local.errors import ModelFileError, WeblabError
+from weblab_local.i18n import _
 from weblab_local.llama_log import collect_errors
 
 KvType = Literal["f16", "q8_0", "q4_0"]
@@ -77,8 +78,10 @@ class Model:
             raise raised[0]
         if not self.handle:
             raise ModelFileError(
-                f"llama.cpp cannot load {path}: {' '.join(errors) or 'it gives no reason'}",
-                "If memory is short, take a smaller quantization; if the file is damaged, convert again.",
+                _("llama.cpp cannot load {path}: {reason}").format(
+                    path=path, reason=" ".join(errors) or _("it gives no reason")
+                ),
+                _("If memory is short, take a smaller quantization; if the file is damaged, convert again."),
             )
         self.vocab = lib.llama_model_get_vocab(self.handle)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
@@ -139,8 +142,10 @@ class Context:
             self._handle = lib.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise ModelFileError(
-                f"llama.cpp cannot make a context of {n_ctx} tokens: {' '.join(errors) or 'it gives no reason'}",
-                "Use a smaller n_ctx, or kv_type q8_0.",
+                _("llama.cpp cannot make a context of {n_ctx} tokens: {reason}").format(
+                    n_ctx=n_ctx, reason=" ".join(errors) or _("it gives no reason")
+                ),
+                _("Use a smaller n_ctx, or kv_type q8_0."),
             )
         self.n_batch = n_batch
         self._n_vocab = model.n_vocab
@@ -183,9 +188,9 @@ class Context:
             self._abort_flag[0] = b"\x00"
             return False
         if status == 1:
-            raise OutOfCells("The KV cache is full.", "Use a larger n_ctx.")
+            raise OutOfCells(_("The KV cache is full."), _("Use a larger n_ctx."))
         if status != 0:
-            raise WeblabError(f"llama.cpp failed while computing: {' '.join(errors) or status}")
+            raise WeblabError(_("llama.cpp failed while computing: {reason}").format(reason=" ".join(errors) or status))
         return True
 
     def clear_abort(self) -> None:

@@ -56,17 +56,22 @@ class Memory:
     available: int
 
 
-def list_devices(rpc: Collection[str] = ()) -> list[Device]:
-    """ggml's devices, in ggml's order. Of workers only those at the addresses `rpc`, which have just been probed:
-
-    asking for the memory of one that is gone ends the process.
-    """
+def start_backends() -> None:
+    """Let ggml find its backends; doing it again does nothing."""
     from llama_cpp import llama_cpp
 
     from weblab_local import llama_log
 
     llama_log.route()
     llama_cpp.llama_backend_init()
+
+
+def list_devices(rpc: Collection[str] = ()) -> list[Device]:
+    """ggml's devices, in ggml's order. Of workers only those at the addresses `rpc`, which have just been probed:
+
+    asking for the memory of one that is gone ends the process.
+    """
+    start_backends()
     count = _function("ggml_backend_dev_count", _SIZE)()
     handles = [_function("ggml_backend_dev_get", _POINTER, _SIZE)(index) for index in range(count)]
     devices = []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from weblab_local.errors import PromptError, WeblabError
 from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, complete
+from weblab_local.i18n import _
 from weblab_local.prompt import instruction_prompt
 from weblab_local.sampling import SamplingError, SamplingParams
 from weblab_local.stopping import TURN_STOPS
@@ -29,7 +30,6 @@ DEFAULT_N_CTX = 2048
 CPU_BATCH, GPU_BATCH = 128, 512
 """Prompt tokens computed at once. Small on the CPU: llama.cpp can be stopped only between two operations of a batch,
 and one on a large batch takes long there, while larger batches hardly read the prompt faster."""
-
 
 
 def batch_size(n_parallel: int, n_gpu_layers: int) -> int:
@@ -74,16 +74,26 @@ class Engine(AbstractContextManager["Engine"]):
         Raises ModelFileError for a file that is no GPT-NeoX or damaged, WeblabError for settings that cannot be.
         """
         if n_parallel < 1 or n_ctx < 1:
-            raise WeblabError(f"n_ctx and n_parallel have to be at least 1, and are {n_ctx} and {n_parallel}.")
+            raise WeblabError(
+                _("n_ctx and n_parallel have to be at least 1, and are {n_ctx} and {n_parallel}.").format(
+                    n_ctx=n_ctx, n_parallel=n_parallel
+                )
+            )
         if kv_type != "f16" and flash_attention is False:
-            raise WeblabError(f"A KV cache of type {kv_type} needs flash attention.", "Leave flash_attention out.")
+            raise WeblabError(
+                _("A KV cache of type {kv_type} needs flash attention.").format(kv_type=kv_type),
+                _("Leave flash_attention out."),
+            )
         from weblab_local.context import KV_TYPES, Context, Model
         from weblab_local.devices import physical_cores
         from weblab_local.gguf_header import read_header, require_gptneox
         from weblab_local.scheduler import Scheduler
 
         if kv_type not in KV_TYPES:
-            raise WeblabError(f"There is no KV cache of type {kv_type!r}.", f"Choose from {', '.join(KV_TYPES)}.")
+            raise WeblabError(
+                _("There is no KV cache of type {kv_type!r}.").format(kv_type=kv_type),
+                _("Choose from {names}.").format(names=", ".join(KV_TYPES)),
+            )
         header = read_header(path)
         require_gptneox(header)
         self.path = path
@@ -98,7 +108,7 @@ class Engine(AbstractContextManager["Engine"]):
         self.kv_settings = f"flash_attention={flash_attention} n_gpu_layers={n_gpu_layers}"
         """What else a saved KV state depends on."""
         self.n_ctx_train = header.hparam("context_length")
-        threads = n_threads or physical_cores()
+        self.n_threads = n_threads or physical_cores()
         n_batch = batch_size(n_parallel, n_gpu_layers)
         self._model = Model(
             path, n_gpu_layers, repack=repack, devices=devices, tensor_split=tensor_split, on_progress=on_progress
@@ -109,8 +119,8 @@ class Engine(AbstractContextManager["Engine"]):
                 n_ctx=n_ctx,
                 n_seq_max=n_parallel,
                 n_batch=n_batch,
-                n_threads=threads,
-                n_threads_batch=threads,
+                n_threads=self.n_threads,
+                n_threads_batch=self.n_threads,
                 kv_type=kv_type,
                 flash_attention=True if kv_type != "f16" else flash_attention,
             )
@@ -142,7 +152,7 @@ class Engine(AbstractContextManager["Engine"]):
         size = self.path.stat().st_size / 1e9
         model = f"{self.path.stem} ({size:.2f} GB)"
         where = " ".join(self.plan.reasons) if self.plan is not None else ""
-        return model, where or f"n_ctx {self.n_ctx}, KV cache {self.kv_type}"
+        return model, where or _("n_ctx {n_ctx}, KV cache {kv_type}").format(n_ctx=self.n_ctx, kv_type=self.kv_type)
 
     def tokenize(self, text: str) -> list[int]:
         """The ids of `text`, as Hugging Face's tokenizer gives them without special tokens."""
@@ -165,7 +175,11 @@ class Engine(AbstractContextManager["Engine"]):
         checked = list(ids)
         for token in checked:
             if not isinstance(token, int) or not 0 <= token < self._model.n_vocab:
-                raise PromptError(f"{token!r} is no token id; the vocabulary has {self._model.n_vocab}.")
+                raise PromptError(
+                    _("{token!r} is no token id; the vocabulary has {n_vocab}.").format(
+                        token=token, n_vocab=self._model.n_vocab
+                    )
+                )
         return checked
 
     def save_prefix(self, ids: Sequence[int]) -> tuple[int, bytes]:
@@ -201,6 +215,7 @@ class Engine(AbstractContextManager["Engine"]):
         Raises PromptError for a prompt that is empty or does not fit, SamplingError for logprobs below 0. The
         sampling's default is SamplingParams().
         """
+        generation: Generation
         request, generation = self._request(prompt, params, context, raw, logprobs, on_progress, _sync_generation)
         self._scheduler.submit(request)
         return generation
@@ -216,7 +231,7 @@ class Engine(AbstractContextManager["Engine"]):
         on_progress: PromptProgress | None = None,
     ) -> Completion:
         """The same, whole."""
-        self._scheduler.refuse_worker("wait for an answer")
+        self._scheduler.refuse_worker(_("on_progress cannot wait for an answer: it runs on the engine's own thread."))
         with self.stream(
             prompt, params, context=context, raw=raw, logprobs=logprobs, on_progress=on_progress
         ) as generation:
@@ -279,16 +294,20 @@ class Engine(AbstractContextManager["Engine"]):
 
         self._require_open()
         if logprobs is not None and logprobs < 0:
-            raise SamplingError(f"logprobs should be a whole number from 0 on, and is {logprobs!r}.")
+            raise SamplingError(
+                _("logprobs should be a whole number from 0 on, and is {value!r}.").format(value=logprobs)
+            )
         params = params or SamplingParams()
         ids = self._prompt_ids(prompt, context, raw)
         room = self.longest_sequence - len(ids)
         if room < 1:
             raise PromptError(
-                f"The prompt has {len(ids)} tokens; the context holds {self.longest_sequence}, the answer included.",
-                "Shorten it, or load the model with a larger n_ctx."
+                _("The prompt has {n} tokens; the context holds {room}, the answer included.").format(
+                    n=len(ids), room=self.longest_sequence
+                ),
+                _("Shorten it, or load the model with a larger n_ctx.")
                 if self.longest_sequence < self.n_ctx_train
-                else "Shorten it.",
+                else _("Shorten it."),
             )
         scheduler = self._scheduler
         request: Request
@@ -310,7 +329,7 @@ class Engine(AbstractContextManager["Engine"]):
 
     def _prompt_ids(self, prompt: str | Sequence[int], context: str | None, raw: bool) -> list[int]:
         if context is not None and (raw or not isinstance(prompt, str)):
-            raise PromptError("A raw prompt has no template to put a context into.")
+            raise PromptError(_("A raw prompt has no template to put a context into."))
         if not isinstance(prompt, str):
             ids = self.check_ids(prompt)
         elif raw:
@@ -318,7 +337,7 @@ class Engine(AbstractContextManager["Engine"]):
         else:
             ids = self.tokenize(instruction_prompt(prompt, context))
         if not ids:
-            raise PromptError("The prompt is empty.", "A raw prompt needs at least one token.")
+            raise PromptError(_("The prompt is empty."), _("A raw prompt needs at least one token."))
         return ids
 
     def _require_open(self) -> None:
@@ -332,7 +351,7 @@ class Engine(AbstractContextManager["Engine"]):
 
         Raises WeblabError when `on_progress` calls it: the thread that would have to end is the one that calls.
         """
-        self._scheduler.refuse_worker("close the model")
+        self._scheduler.refuse_worker(_("on_progress cannot close the model: it runs on the engine's own thread."))
         with self._closing:
             if self._closed:
                 return

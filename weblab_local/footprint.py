@@ -73,6 +73,20 @@ def kv_bytes(shape: Shape, kv_type: KvType, n_cells: int, n_layers: int) -> int:
     return 2 * n_layers * n_cells * row_bytes(KV_TYPES[kv_type], shape.n_embd)
 
 
+def rotation_bytes(shape: Shape, kv_type: KvType) -> int:
+    """Bytes of the Hadamard matrices that rotate what goes into a quantized KV cache (llama-kv-cache.cpp).
+
+    For the keys of the largest size from 64 on, in steps of two, that divides a head; for the values of 64.
+    """
+    head = shape.n_embd // shape.n_head
+    if kv_type == "f16" or head % 64:
+        return 0
+    size = 64
+    while head % (2 * size) == 0:
+        size *= 2
+    return (size**2 + 64**2) * F32
+
+
 def compute_per_token(
     shape: Shape,
     cells: int,
@@ -88,8 +102,8 @@ def compute_per_token(
 
     With d = n_embd, per layer: the residual stream, query_key_value (3d) and the rotated queries and keys (2d) before
     attention; or the stream, attention's output, the norm or the result (d each) and the hidden values (n_ff). Without
-    flash attention the scores against all cells, for each head. At the end the last norm (d) and the logits. The
-    values of 4-copy scheduling and of the first device are as measured: what llama.cpp reports, to the byte.
+    flash attention the scores against all cells, for each head. At the end the last norm (d) and the logits. What
+    llama.cpp reports is this, to the byte, but for a quantized KV cache, where gaps between tensors can add a d.
     """
     d = shape.n_embd * F32
     n_layers = layers[1] - layers[0]

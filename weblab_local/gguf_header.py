@@ -8,9 +8,13 @@ from typing import Any
 
 from weblab_local import ggml
 from weblab_local.errors import ModelFileError
+from weblab_local.i18n import _
 from weblab_local.llama_log import collect_errors
 
 ARCHITECTURE = "gptneox"
+
+_LAYER = ("attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down")
+"""What each layer has, as weight and bias."""
 
 
 class _InitParams(ctypes.Structure):
@@ -59,9 +63,10 @@ class Header:
         """A number of the architecture: `hparam("block_count")` is `gptneox.block_count`. ModelFileError if absent."""
         try:
             return int(self.metadata[f"{ARCHITECTURE}.{key}"])
-        except KeyError:
+        except (KeyError, ValueError):
             raise ModelFileError(
-                f"{self.path} has no {ARCHITECTURE}.{key} in its metadata.", "Convert the checkpoint again."
+                _("{path} has no {key} in its metadata.").format(path=self.path, key=f"{ARCHITECTURE}.{key}"),
+                _("Convert the checkpoint again."),
             ) from None
 
 
@@ -73,8 +78,13 @@ def read_header(path: Path) -> Header:
         )
     if not handle:
         raise ModelFileError(
-            f"{path} is no GGUF that llama.cpp can read. {' '.join(errors)}".rstrip(),
-            "If it was copied or downloaded, do that again; else convert the checkpoint again (make convert FORCE=1).",
+            _("{path} is no GGUF that llama.cpp can read. {errors}")
+            .format(path=path, errors=" ".join(errors))
+            .rstrip(),
+            _(
+                "If it was copied or downloaded, do that again; else convert the checkpoint again "
+                "(make convert FORCE=1)."
+            ),
         )
     try:
         return Header(path, _metadata(handle), _tensors(handle))
@@ -87,16 +97,48 @@ def require_gptneox(header: Header) -> None:
     found = header.metadata.get("general.architecture")
     if found != ARCHITECTURE:
         raise ModelFileError(
-            f"{header.path} is a {found} model; this program runs {ARCHITECTURE} models only.",
-            "llama.cpp's own tools, Ollama or LM Studio run others.",
+            _("{path} is a {found} model; this program runs {ours} models only.").format(
+                path=header.path, found=found, ours=ARCHITECTURE
+            ),
+            _("llama.cpp's own tools, Ollama or LM Studio run others."),
         )
     end = max((tensor.offset + tensor.nbytes for tensor in header.tensors.values()), default=0)
     size = header.path.stat().st_size
     if size < end:
         raise ModelFileError(
-            f"{header.path} is truncated: it has {size} of {end} bytes.",
-            "Copy or download it again, or convert the checkpoint again (make convert FORCE=1).",
+            _("{path} is truncated: it has {size} of {end} bytes.").format(path=header.path, size=size, end=end),
+            _("Copy or download it again, or convert the checkpoint again (make convert FORCE=1)."),
         )
+    if not _is_consistent(header):
+        raise ModelFileError(
+            _("{path} is damaged: its tensors are not those of the model that its metadata describes.").format(
+                path=header.path
+            ),
+            _("Copy or download it again, or convert the checkpoint again (make convert FORCE=1)."),
+        )
+
+
+def _is_consistent(header: Header) -> bool:
+    """Whether tensors and rows are as the metadata says. ggml ends the process when asked for a row that cannot be."""
+    n_embd, n_ff, n_head = map(header.hparam, ("embedding_length", "feed_forward_length", "attention.head_count"))
+    n_layer = header.hparam("block_count")
+    if not all(0 < number < 2**31 for number in (n_embd, n_ff, n_head)) or n_embd % n_head:
+        return False
+    if not 0 < n_layer <= len(header.tensors):
+        return False
+    parts = [f"blk.{layer}.{part}" for layer in range(n_layer) for part in _LAYER]
+    names = {f"{part}.{kind}" for part in [*parts, "output_norm"] for kind in ("weight", "bias")}
+    if not header.tensors.keys() >= names | {"token_embd.weight", "output.weight"}:
+        return False
+    block_size = ggml.function("ggml_blck_size", ctypes.c_int64, (ctypes.c_int,))
+    row_size = ggml.function("ggml_row_size", _SIZE, (ctypes.c_int, ctypes.c_int64))
+    for name, tensor in header.tensors.items():
+        columns = n_ff if ".ffn_down." in name else n_embd
+        if not name.endswith(".weight"):
+            continue
+        if columns % block_size(tensor.ggml_type) or tensor.nbytes % row_size(tensor.ggml_type, columns):
+            return False
+    return True
 
 
 def _metadata(handle: Any) -> dict[str, Any]:
@@ -110,7 +152,7 @@ def _metadata(handle: Any) -> dict[str, Any]:
         suffix, c_type = _SCALARS[type_of(handle, index)]
         value = ggml.function(f"gguf_get_val_{suffix}", c_type, (_HANDLE, _INDEX))(handle, index)
         text = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
-        metadata[key_of(handle, index).decode()] = text
+        metadata[key_of(handle, index).decode("utf-8", errors="replace")] = text
     return metadata
 
 
@@ -122,7 +164,7 @@ def _tensors(handle: Any) -> dict[str, TensorInfo]:
     offset_of = ggml.function("gguf_get_tensor_offset", _SIZE, (_HANDLE, _INDEX))
     size_of = ggml.function("gguf_get_tensor_size", _SIZE, (_HANDLE, _INDEX))
     return {
-        name_of(handle, index).decode(): TensorInfo(
+        name_of(handle, index).decode("utf-8", errors="replace"): TensorInfo(
             type_of(handle, index), data_start + offset_of(handle, index), size_of(handle, index)
         )
         for index in range(n_tensors)

@@ -15,6 +15,7 @@ from weblab_local.model_store import find_model
 from weblab_local.placement import Placement, read_placement
 from weblab_local.repack import repacked
 from weblab_local.rpc import register
+from weblab_local.tuning import choose
 
 logger = logging.getLogger("weblab_local")
 
@@ -55,9 +56,9 @@ def load(
     n_parallel: int = 1,
     n_gpu_layers: int | Literal["auto"] = "auto",
     n_threads: int | None = None,
-    kv_type: KvType = "f16",
+    kv_type: KvType | None = None,
     flash_attention: bool | None = None,
-    repack: bool = True,
+    repack: bool | None = None,
     rpc: Sequence[str] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> Engine:
@@ -68,18 +69,19 @@ def load(
     rpc               workers that take layers too, as host:port; see `weblab_local.rpc` for what to know of them
     on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
 
-    The rest is Engine's. Raises ModelNotFoundError, ModelFileError, NotEnoughMemory, WorkerError, or WeblabError for
-    settings that cannot be.
+    The rest is Engine's, and where it is None what `weblab-local bench --save` found best on this machine. Raises
+    ModelNotFoundError, ModelFileError, NotEnoughMemory, WorkerError, or WeblabError for settings that cannot be.
     """
     path = find_model(name_or_path)
+    choice = choose(n_threads, kv_type, flash_attention, repack)
     planned = plan(
         path,
         n_ctx=n_ctx,
         n_parallel=n_parallel,
         n_gpu_layers=n_gpu_layers,
-        kv_type=kv_type,
-        flash_attention=flash_attention,
-        repack=repack,
+        kv_type=choice.kv_type,
+        flash_attention=choice.flash_attention,
+        repack=choice.repack,
         rpc=rpc,
     )
     with llama_log.collect_lines() as lines:
@@ -88,10 +90,10 @@ def load(
             n_ctx=n_ctx,
             n_parallel=n_parallel,
             n_gpu_layers=planned.n_gpu_layers,
-            n_threads=n_threads,
-            kv_type=kv_type,
-            flash_attention=flash_attention,
-            repack=repack,
+            n_threads=choice.n_threads,
+            kv_type=choice.kv_type,
+            flash_attention=choice.flash_attention,
+            repack=choice.repack,
             devices=[device.handle for device in planned.devices],
             tensor_split=planned.tensor_split,
             on_progress=on_progress,

@@ -3,6 +3,7 @@
 `placement` reads from llama.cpp's log what really happened; tests/benchmarks/memory.py prints both.
 """
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,17 @@ from typing import Literal
 from weblab_local.devices import Device
 from weblab_local.engine import KvType, batch_size
 from weblab_local.errors import NotEnoughMemory
-from weblab_local.footprint import CELLS, COPIES, F32, Shape, compute_per_token, group_of, kv_bytes, layer_of
+from weblab_local.footprint import (
+    CELLS,
+    COPIES,
+    F32,
+    Shape,
+    compute_per_token,
+    group_of,
+    kv_bytes,
+    layer_of,
+    rotation_bytes,
+)
 from weblab_local.gguf_header import Header
 from weblab_local.i18n import _
 from weblab_local.placement import Placement
@@ -24,7 +35,7 @@ MARGIN = 512 * 2**20
 RPC_SHARE = 0.8
 """A worker that offers its CPU reports all of its memory as free (ggml-cpu.cpp); so much of it is taken for free."""
 
-_BITS = {"Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.7, "Q4_K_M": 4.85, "IQ4_XS": 4.3, "Q3_K_M": 3.9}
+BITS = {"Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.82, "Q4_K_M": 5.12, "Q4_K_S": 4.61, "IQ4_XS": 4.35, "Q3_K_M": 4.22}
 """Bits per weight of the mixtures in the 10B, for advice."""
 
 
@@ -229,7 +240,7 @@ def _plan(request: _Request, targets: Sequence[Device], split: Sequence[int]) ->
             + (shape.output if has_output else 0)
             + (0 if device else shape.embedding),
             kv=kv_bytes(shape, request.kv_type, cells, stop - start),
-            compute=min(request.n_ctx, n_batch) * compute,
+            compute=min(request.n_ctx, n_batch) * compute + copies * rotation_bytes(shape, request.kv_type),
         )
 
     starts = [on_cpu + sum(count for _device, count in used[:index]) for index in range(len(used))]
@@ -346,17 +357,18 @@ def _refusal(request: _Request, limits: _Limits, plan: Plan) -> NotEnoughMemory:
             compute=_size(plan.cpu.compute),
             available=_size(limits.ram),
         )
-    shorter = range((request.n_ctx - 1) // CELLS * CELLS, 0, -CELLS)
-    advice += [f"n_ctx={n_ctx}" for n_ctx in shorter if fits(n_ctx=n_ctx)][:1]
+    shorter = range(CELLS, request.n_ctx, CELLS)
+    if n_fitting := bisect(shorter, False, key=lambda n_ctx: not fits(n_ctx=n_ctx)):
+        advice.append(f"n_ctx={shorter[n_fitting - 1]}")
     smaller: list[KvType] = ["q8_0", "q4_0"]
     smaller = smaller[smaller.index(request.kv_type) + 1 :] if request.kv_type in smaller else smaller
     advice += [f"kv_type={kv}" for kv in smaller if fits(kv_type=kv, flash_attention=True)][:1]
     shape = request.shape
     weights = sum(shape.layers) + shape.embedding + shape.output
     spare = limits.ram - (plan.ram - plan.cpu.weights)
-    for name, bits in _BITS.items():
+    for name, bits in BITS.items():
         ratio = bits * shape.n_weights / 8 / weights
-        if ratio < 1 and plan.cpu.weights * ratio <= spare and not overfull:
+        if ratio < 0.97 and plan.cpu.weights * ratio <= spare and not overfull:
             advice.append(_("the model in {mixture}").format(mixture=name))
             break
     remedy = (

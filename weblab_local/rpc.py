@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from weblab_local import ggml
-from weblab_local.devices import Device, list_devices, physical_cores
+from weblab_local.devices import Device, list_devices, physical_cores, start_backends
 from weblab_local.errors import WeblabError, WorkerError
 from weblab_local.i18n import _
 
@@ -53,7 +53,7 @@ def probe(endpoint: str, timeout: float = 5.0) -> None:
         port=port
     )
     try:
-        with socket.create_connection((socket.gethostbyname(host), port), timeout) as connection:
+        with socket.create_connection((_resolve(host), port), timeout) as connection:
             connection.sendall(_HELLO_REQUEST)
             answer = _receive(connection, _HELLO_RESPONSE.size)
     except TimeoutError:
@@ -61,7 +61,7 @@ def probe(endpoint: str, timeout: float = 5.0) -> None:
             _("The RPC worker {worker} does not answer within {seconds:g} seconds.").format(
                 worker=f"{host}:{port}", seconds=timeout
             ),
-            _("It may be busy with another client: a worker serves one at a time."),
+            _("It may be busy with another client (a worker serves one at a time), or something else listens there."),
         ) from None
     except OSError as error:
         raise WorkerError(
@@ -109,7 +109,7 @@ def serve(host: str, port: int, n_threads: int | None, on_listening: Callable[[s
     can connect. llama.cpp prints to the process's stdout here. WorkerError when the address cannot be listened on.
     """
     start_server = _function("ggml_backend_rpc_start_server", None, _TEXT, _TEXT, _SIZE, _SIZE, _POINTER)
-    host = socket.gethostbyname(host)
+    host = _resolve(host)
     port = _free_port(host, port)
     found = list_devices()
     offered = [device for device in found if device.kind in ("gpu", "igpu")] or [
@@ -136,11 +136,20 @@ def serve(host: str, port: int, n_threads: int | None, on_listening: Callable[[s
 
 def require_trusted(host: str) -> None:
     """Raise WeblabError unless `host` is this machine's loopback address."""
-    if not ipaddress.ip_address(socket.gethostbyname(host)).is_loopback:
+    if not ipaddress.ip_address(_resolve(host)).is_loopback:
         raise WeblabError(
             _("{host} can be reached by other machines, and the RPC protocol has no password.").format(host=host),
             _("In a network that you trust, repeat with --allow-network."),
         )
+
+
+def _resolve(host: str) -> str:
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise WorkerError(
+            _("There is no address for {host}: {reason}.").format(host=host, reason=error.strerror or error)
+        ) from None
 
 
 def _free_port(host: str, port: int) -> int:
@@ -168,6 +177,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 def _function(name: str, restype: Any, *argtypes: Any) -> Callable[..., Any]:
     """A function of the RPC backend. WorkerError when llama.cpp was built without it."""
+    start_backends()
     registry = ggml.function("ggml_backend_reg_by_name", _POINTER, (_TEXT,), library="ggml")(b"RPC")
     if not registry:
         raise WorkerError(

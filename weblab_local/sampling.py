@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from weblab_local.errors import WeblabError
+from weblab_local.i18n import _
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,21 +83,29 @@ class SamplingParams:
         _check_whole("max_tokens", self.max_tokens, 1, None)
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(text, str) and text for text in stop):
-            raise SamplingError(f"stop should be strings that are not empty, and is {self.stop!r}.")
+            raise SamplingError(
+                _("stop should be strings that are not empty, and is {value!r}.").format(value=self.stop)
+            )
         object.__setattr__(self, "stop", tuple(stop))
         if not isinstance(self.logit_bias, Mapping):
-            raise SamplingError(f"logit_bias should map token ids to numbers, and is {self.logit_bias!r}.")
+            raise SamplingError(
+                _("logit_bias should map token ids to numbers, and is {value!r}.").format(value=self.logit_bias)
+            )
         for token, bias in self.logit_bias.items():
-            _check_whole("a token of logit_bias", token, 0, None)
+            _check_whole(_("a token of logit_bias"), token, 0, None)
             if bias != -math.inf:
-                _check_number(f"the logit_bias of token {token}", bias, -MAX_BIAS, MAX_BIAS)
+                _check_number(_("the logit_bias of token {token}").format(token=token), bias, -MAX_BIAS, MAX_BIAS)
         object.__setattr__(self, "logit_bias", MappingProxyType(dict(self.logit_bias)))
         if self.grammar is not None and self.json_schema is not None:
-            raise SamplingError("Give a grammar or a json_schema, not both.")
+            raise SamplingError(_("Give a grammar or a json_schema, not both."))
         if self.grammar is not None:
             _check_grammar(self.grammar)
         if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
-            raise SamplingError(f"json_schema should be a JSON schema as a dictionary, and is {self.json_schema!r}.")
+            raise SamplingError(
+                _("json_schema should be a JSON schema as a dictionary, and is {value!r}.").format(
+                    value=self.json_schema
+                )
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -114,30 +123,45 @@ class SamplingParams:
         try:
             return str(json_schema_to_gbnf(json.dumps(dict(self.json_schema))))
         except Exception as error:  # the library raises whatever it stumbles over
-            raise SamplingError(f"The JSON schema cannot be turned into a grammar: {error}") from None
+            raise SamplingError(
+                _("The JSON schema cannot be turned into a grammar: {error}").format(error=error)
+            ) from None
 
 
 def _check_number(name: str, value: object, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise SamplingError(f"{name} should be a number from {least:g} to {most:g}, and is {value!r}.")
+        raise SamplingError(
+            _("{name} should be a number from {least:g} to {most:g}, and is {value!r}.").format(
+                name=name, least=least, most=most, value=value
+            )
+        )
 
 
 def _check_whole(name: str, value: object, least: int, most: int | None) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
-        upper = f" to {most}" if most is not None else " on"
-        raise SamplingError(f"{name} should be a whole number from {least}{upper}, and is {value!r}.")
+        message = (
+            _("{name} should be a whole number from {least} on, and is {value!r}.")
+            if most is None
+            else _("{name} should be a whole number from {least} to {most}, and is {value!r}.")
+        )
+        raise SamplingError(message.format(name=name, least=least, most=most, value=value))
 
 
 def _check_grammar(grammar: object) -> None:
     if not isinstance(grammar, str) or not grammar.strip():
-        raise SamplingError(f"grammar should be a GBNF grammar, and is {grammar!r}.", "Leave it None for free text.")
+        raise SamplingError(
+            _("grammar should be a GBNF grammar, and is {value!r}.").format(value=grammar),
+            _("Leave it None for free text."),
+        )
     if "\0" in grammar or any("\ud800" <= character <= "\udfff" for character in grammar):
-        raise SamplingError("The grammar holds a null character or half of a surrogate pair, which UTF-8 cannot.")
+        raise SamplingError(_("The grammar holds a null character or half of a surrogate pair, which UTF-8 cannot."))
     steps = ({"(": 1, ")": -1}.get(character, 0) for character in _NO_PARENTHESES.sub("", grammar))
     deepest = max(accumulate(steps), default=0)
     if deepest > MAX_NESTING:
-        raise SamplingError(f"The grammar nests {deepest} parentheses; at most {MAX_NESTING} can be read.")
+        raise SamplingError(
+            _("The grammar nests {n} parentheses; at most {most} can be read.").format(n=deepest, most=MAX_NESTING)
+        )
 
 
 class Sampler:
@@ -151,7 +175,11 @@ class Sampler:
         n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
         unknown = [token for token in params.logit_bias if token >= n_vocab]
         if unknown:
-            raise SamplingError(f"logit_bias names token {unknown[0]}; the vocabulary has {n_vocab}.")
+            raise SamplingError(
+                _("logit_bias names token {token}; the vocabulary has {n_vocab}.").format(
+                    token=unknown[0], n_vocab=n_vocab
+                )
+            )
         self._n_vocab = n_vocab
         self._may_run_dry = bool(params.logit_bias) or params.grammar is not None or params.json_schema is not None
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
@@ -210,7 +238,7 @@ class Sampler:
         chosen = array.data[array.selected]
         # llama.cpp would choose a forbidden token all the same, and a grammar that has to accept one ends the process.
         if chosen.logit == -math.inf:
-            raise SamplingError("No token is left: the grammar and logit_bias forbid all of them here.")
+            raise SamplingError(_("No token is left: the grammar and logit_bias forbid all of them here."))
         self._lib.llama_sampler_accept(self._chain, chosen.id)
         return int(chosen.id)
 
@@ -227,10 +255,10 @@ class Sampler:
         """The chain's llama_token_data_array for these logits: what is left, and which was `selected`."""
         import numpy as np
 
-        candidates = np.zeros(len(logits), dtype=[("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        data = (self._lib.llama_token_data * len(logits))()
+        candidates = np.ctypeslib.as_array(data)
         candidates["id"] = np.arange(len(logits))
         candidates["logit"] = logits
-        data = (self._lib.llama_token_data * len(logits)).from_buffer(candidates)
         array = self._lib.llama_token_data_array(data, len(logits), -1, False)
         self._lib.llama_sampler_apply(self._chain, ctypes.byref(array))
         return array
@@ -251,7 +279,9 @@ def _grammar(vocab: Any, gbnf: str) -> Any:
         sampler = llama_cpp.llama_sampler_init_grammar(vocab, gbnf.encode(), b"root")
     if not sampler:
         raise SamplingError(
-            f"llama.cpp cannot read the grammar: {' '.join(errors) or 'it has no rule called root'}",
-            "A GBNF grammar has a rule `root ::= ...`.",
+            _("llama.cpp cannot read the grammar: {reason}").format(
+                reason=" ".join(errors) or _("it has no rule called root")
+            ),
+            _("A GBNF grammar has a rule `root ::= ...`."),
         )
     return sampler

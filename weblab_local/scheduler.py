@@ -19,6 +19,7 @@ import numpy as np
 from weblab_local.context import Context, Entry, Model
 from weblab_local.errors import WeblabError
 from weblab_local.generation import Chunk, Emit, FinishReason, Stats, TokenLogprob
+from weblab_local.i18n import _
 from weblab_local.sampling import Sampler, SamplingParams
 from weblab_local.stopping import StopFilter
 from weblab_local.tokenizer import TextStream, piece
@@ -140,7 +141,7 @@ class Scheduler:
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` on the worker thread between two steps; its result, or its exception."""
-        self.refuse_worker("call the engine and wait for it")
+        self.refuse_worker(_("on_progress cannot call the engine and wait for it: it runs on the engine's own thread."))
         future: Future[T] = Future()
         with self._changed:
             if self._closed:
@@ -180,10 +181,10 @@ class Scheduler:
 
         return self.call(restore)
 
-    def refuse_worker(self, wish: str) -> None:
-        """Raise WeblabError on the worker thread, where a callback would wait for itself."""
+    def refuse_worker(self, message: str) -> None:
+        """Raise WeblabError with `message` on the worker thread, where a callback would wait for itself."""
         if threading.current_thread() is self._thread:
-            raise WeblabError(f"on_progress cannot {wish}: it runs on the engine's own thread.")
+            raise WeblabError(message)
 
     def close(self) -> None:
         """End all requests with an error, and the thread. The context is the caller's to close."""
@@ -200,7 +201,11 @@ class Scheduler:
                 self._step()
         except BaseException as error:
             logger.exception("The engine's worker thread failed.")
-            self._fail_everything(WeblabError(f"The engine failed: {error}", "Close it and load the model again."))
+            self._fail_everything(
+                WeblabError(
+                    _("The engine failed: {error}").format(error=error), _("Close it and load the model again.")
+                )
+            )
         else:
             self._fail_everything(closed_error())
 
@@ -219,7 +224,7 @@ class Scheduler:
             self._end(active, error)
         for request in waiting:
             request.emit(error)
-        for _, future in calls:
+        for _function, future in calls:
             future.set_exception(error)
 
     def _step(self) -> None:
@@ -315,9 +320,11 @@ class Scheduler:
         self._active.append(active)
 
     def _ahead_of(self, active: _Active) -> _Active | None:
-        """The request that is about to compute the longest prefix of this one's prompt beyond what it has."""
+        """The earlier request that is about to compute the longest prefix of this one's prompt beyond what it has."""
         best, most = None, len(active.sequence.tokens)
         for other in self._active:
+            if other is active:
+                break
             if other.reading:
                 length = common_prefix(other.request.prompt, active.request.prompt[:-1])
                 if length > most:
@@ -337,7 +344,7 @@ class Scheduler:
                     self._forget(active.sequence)
                     self._share(other.sequence, active.sequence, there)
                     active.cached = there
-                active.waits_for = None
+                active.waits_for = self._ahead_of(active) if there < wanted else None
 
     def _share(self, donor: _Sequence, sequence: _Sequence, length: int) -> None:
         self._context.share(donor.index, sequence.index, 0, length)
@@ -389,7 +396,7 @@ class Scheduler:
         if done and len(entries) >= LEAST_CHUNK:
             self._reading_speed = len(entries) / (time.perf_counter() - started)
         if not done:
-            for active, _ in parts:
+            for active, _tokens in parts:
                 self._context.forget(active.sequence.index, len(active.sequence.tokens))
                 if error is not None:
                     self._end(active, error)
@@ -462,4 +469,4 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 def closed_error() -> WeblabError:
     """What a caller gets from an engine that was closed."""
-    return WeblabError("The model was closed.", "Load it again with weblab_local.load().")
+    return WeblabError(_("The model was closed."), _("Load it again with weblab_local.load()."))

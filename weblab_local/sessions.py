@@ -19,6 +19,7 @@ from typing import Any
 from weblab_local.chat import ChatSession
 from weblab_local.engine import Engine
 from weblab_local.errors import WeblabError
+from weblab_local.i18n import _
 from weblab_local.sampling import SamplingParams
 
 SESSION, STATE = "session.json", "kv.bin"
@@ -39,19 +40,22 @@ class LoadedSession:
 
 
 def fingerprint(path: Path) -> str:
-    """Tells models apart without reading 6 GB: SHA-256 of the file's size, its first MiB and samples all over it."""
+    """Tells models apart without reading 6 GB: SHA-256 of the file's size, its first MiB and samples up to its end."""
     size = path.stat().st_size
     digest = hashlib.sha256(size.to_bytes(8, "little"))
     with path.open("rb") as file:
         digest.update(file.read(1 << 20))
         for sample in range(_SAMPLES):
-            file.seek(size * sample // _SAMPLES)
+            file.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
 
 def save_session(chat: ChatSession, path: Path, *, with_state: bool = False) -> None:
-    """Write `chat` to `path`, whole or not at all; SessionError says why not. `with_state` adds the KV state (700 KB a token for the 10B)."""
+    """Write `chat` to `path`, whole or not at all; SessionError says why not.
+
+    `with_state` adds the KV state (700 KB a token for the 10B).
+    """
     ids = chat.prompt_ids()
     n_saved, state = chat.engine.save_prefix(ids) if with_state and ids else (0, b"")
     partial = path.with_name(path.name + ".partial")
@@ -71,7 +75,10 @@ def save_session(chat: ChatSession, path: Path, *, with_state: bool = False) -> 
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise SessionError(f"The conversation cannot be saved to {path}: {error}.", "Choose another place.") from None
+        raise SessionError(
+            _("The conversation cannot be saved to {path}: {error}.").format(path=path, error=error),
+            _("Choose another place."),
+        ) from None
     finally:
         with suppress(OSError):
             partial.unlink()
@@ -84,11 +91,15 @@ def load_session(engine: Engine, path: Path, params: SamplingParams | None = Non
         model, chat = session["model"], session["chat"]
         name, key = str(model["name"]), model["fingerprint"]
     except (KeyError, TypeError) as error:
-        raise SessionError(f"{path} is no session of this program: {error!r} is missing.") from None
+        raise SessionError(
+            _("{path} is no session of this program: {error!r} is missing.").format(path=path, error=error)
+        ) from None
     if key != fingerprint(engine.path):
         raise SessionError(
-            f"{path} was held with another model, {name}; this one is {engine.path.stem}.",
-            f"Load that model to go on with it (--model {name}).",
+            _("{path} was held with another model, {name}; this one is {loaded}.").format(
+                path=path, name=name, loaded=engine.path.stem
+            ),
+            _("Load that model to go on with it (--model {name}).").format(name=name),
         )
     loaded = ChatSession.from_dict(engine, chat, params)
     return LoadedSession(loaded, _restore(engine, loaded, session.get("state"), state))
@@ -99,15 +110,17 @@ def _read(path: Path) -> tuple[Mapping[str, Any], bytes]:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
             if unpacked > path.stat().st_size:  # what is stored here is not compressed
-                raise ValueError(f"it would unpack to {unpacked} bytes")
+                raise ValueError(_("it would unpack to {n} bytes").format(n=unpacked))
             session = json.loads(archive.read(SESSION))
             state = archive.read(STATE) if STATE in archive.namelist() else b""
     except FileNotFoundError:
-        raise SessionError(f"There is no session {path}.") from None
+        raise SessionError(_("There is no session {path}.").format(path=path)) from None
     except Exception as error:  # zipfile, its decompressors and json raise many kinds over a damaged file
-        raise SessionError(f"{path} is damaged, or no session of this program: {error}.") from None
+        raise SessionError(
+            _("{path} is damaged, or no session of this program: {error}.").format(path=path, error=error)
+        ) from None
     if not isinstance(session, dict):
-        raise SessionError(f"{path} is no session of this program.")
+        raise SessionError(_("{path} is no session of this program.").format(path=path))
     return session, state
 
 

@@ -10,6 +10,7 @@ import unicodedata
 from typing import Any
 
 from weblab_local.errors import PromptError
+from weblab_local.i18n import _
 
 
 def encode(vocab: Any, text: str) -> list[int]:
@@ -23,8 +24,8 @@ def encode(vocab: Any, text: str) -> list[int]:
         data = unicodedata.normalize("NFC", text).encode("utf-8")
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"The text holds half of a surrogate pair at position {error.start}.",
-            "It was decoded wrongly somewhere: read it as UTF-8.",
+            _("The text holds half of a surrogate pair at position {position}.").format(position=error.start),
+            _("It was decoded wrongly somewhere: read it as UTF-8."),
         ) from None
     ids = (llama_cpp.llama_token * (len(data) + 1))()
     n_ids = llama_cpp.llama_tokenize(vocab, data, len(data), ids, len(ids), False, False)

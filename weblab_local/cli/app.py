@@ -1,5 +1,6 @@
 """The commands and their options; what each does is in the module of its name, imported when it is called."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +44,7 @@ def chat(
     n_ctx: o.NCtx = 2048,
     n_gpu_layers: o.NGpuLayers = "auto",
     threads: o.Threads = None,
-    kv_type: o.KvType = "f16",
+    kv_type: o.KvType = None,
     rpc: o.Rpc = "",
 ) -> None:
     """Talk with the model."""
@@ -73,7 +74,7 @@ def generate(
     n_ctx: o.NCtx = 2048,
     n_gpu_layers: o.NGpuLayers = "auto",
     threads: o.Threads = None,
-    kv_type: o.KvType = "f16",
+    kv_type: o.KvType = None,
     rpc: o.Rpc = "",
 ) -> None:
     """One answer on stdout, nothing else there."""
@@ -118,6 +119,42 @@ def rpc_worker(
     from weblab_local.cli.rpc_worker import run
 
     run(host, port, threads, allow_network)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Say what is here, what runs on it, and what to change."""
+    from weblab_local.cli.doctor import run
+
+    raise typer.Exit(run(as_json=as_json))
+
+
+@app.command()
+def bench(
+    model: o.Model = None,
+    n_prompt: Annotated[int, typer.Option("--n-prompt", min=1, help="Tokens of prompt.")] = 256,
+    n_generate: Annotated[int, typer.Option("--n-generate", min=2, help="Tokens of answer.")] = 64,
+    threads: Annotated[str, typer.Option(help="Numbers of threads, like 2,4.", show_default="the search's")] = "",
+    kv_type: Annotated[str, typer.Option("--kv-type", help="Of f16,q8_0,q4_0.", show_default="the search's")] = "",
+    flash_attention: Annotated[
+        str, typer.Option("--flash-attention", help="Of on,off.", show_default="the search's")
+    ] = "",
+    repack: Annotated[str, typer.Option("--repack", help="Of on,off.", show_default="the search's")] = "",
+    repetitions: Annotated[int, typer.Option(min=1, help="Of every measurement.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Make the best setting this machine's default.")] = False,
+) -> None:
+    """Measure speeds, and find this machine's best setting.
+
+    With settings given, all their combinations are measured; without, one thing after the other is tried.
+    """
+    from weblab_local.bench import Workload
+    from weblab_local.cli.bench import Grid, run
+
+    workload = Workload(n_prompt, n_generate, repetitions)
+    run(model, workload, Grid(threads, kv_type, flash_attention, repack), as_json=as_json, save=save)
 
 
 models_app = typer.Typer(help="The store: list it, verify, choose, import, remove.", no_args_is_help=False)
@@ -167,6 +204,8 @@ def remove_model(name: Annotated[str, typer.Argument()]) -> None:
 
 def main() -> None:
     """Run the command line; errors of this package are printed with their remedy, without a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a pipe in cp932 or cp1252 does not have every character
     try:
         app()
     except WeblabError as error:

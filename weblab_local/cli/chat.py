@@ -4,12 +4,12 @@ import sys
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import Completer, WordCompleter
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from weblab_local.chat import ChatSession, ReplyStream
 from weblab_local.cli.chat_commands import COMMANDS, Screen, run_command
-from weblab_local.cli.session import licence_line, reading_progress
+from weblab_local.cli.session import cancelled_by_ctrl_c, licence_line, reading_progress
 from weblab_local.engine import Engine
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _
@@ -34,6 +34,8 @@ def run(engine: Engine, params: SamplingParams, system: str | None) -> None:
                 show_reply(screen.chat.stream(line, on_progress=reading_progress))
         except WeblabError as error:
             print(error, file=sys.stderr)
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
 
 
 def _greet(engine: Engine) -> None:
@@ -51,14 +53,15 @@ def show_reply(stream: ReplyStream) -> None:
         note = _("(The {n} oldest turns no longer fit the context and were left out.)")
         print(note.format(n=len(stream.dropped)), file=sys.stderr)
     try:
-        for chunk in stream:
-            sys.stdout.write(chunk.text)
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        stream.close()
-        print(_(" [stopped]"), end="", file=sys.stderr, flush=True)
+        with cancelled_by_ctrl_c(stream.cancel):
+            for chunk in stream:
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+        if stream.reply.finish_reason == "cancelled":
+            print(_(" [stopped]"), end="", file=sys.stderr, flush=True)
     except BaseException:
         stream.cancel()
+        print(flush=True)
         raise
     print(flush=True)
 
@@ -77,14 +80,14 @@ class LineReader:
         return self
 
     def __next__(self) -> str:
+        if self._session is None:
+            line = sys.stdin.readline()
+            if not line:
+                raise StopIteration
+            return line.rstrip("\n")
         while True:
             try:
-                if self._session is None:
-                    line = sys.stdin.readline()
-                    if not line:
-                        raise StopIteration
-                    return line.rstrip("\n")
-                return self._session.prompt()
+                return self._session.prompt().rstrip("\n")
             except KeyboardInterrupt:
                 print(_("Ctrl-D or /exit leaves."), file=sys.stderr)
             except EOFError:
@@ -92,17 +95,25 @@ class LineReader:
 
 
 def _prompt_session() -> PromptSession[str]:
-    history = data_dir() / "chat_history"
-    history.parent.mkdir(parents=True, exist_ok=True)
     return PromptSession(
         PROMPT,
-        history=FileHistory(str(history)),
+        history=_history(),
         completer=_completer(),
         key_bindings=_key_bindings(),
         multiline=True,
         prompt_continuation="  ",
         complete_while_typing=False,
     )
+
+
+def _history() -> History:
+    path = data_dir() / "chat_history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError:  # a home that is read-only: what was typed is forgotten at the end
+        return InMemoryHistory()
+    return FileHistory(str(path))
 
 
 def _completer() -> Completer:

@@ -10,7 +10,7 @@ from weblab_local.cli.session import licence_line, reading_progress
 from weblab_local.engine import Engine
 from weblab_local.errors import WeblabError
 from weblab_local.generation import Stats
-from weblab_local.i18n import _
+from weblab_local.i18n import _, n_
 from weblab_local.model_store import data_dir
 from weblab_local.sampling import SamplingParams
 from weblab_local.sessions import load_session, save_session
@@ -130,17 +130,17 @@ def _exit(_screen: Screen, _argument: str) -> bool:
 
 
 COMMANDS: dict[str, tuple[Command, str, str]] = {
-    "help": (_help, "", "this list"),
-    "new": (_new, "", "begin a new conversation"),
-    "regen": (_regen, "", "answer the last instruction once more"),
-    "undo": (_undo, "", "take the last turn back"),
-    "system": (_system, "[TEXT|-]", "show, set or remove the system message"),
-    "set": (_set, "[NAME [VALUE]]", "show or change settings, such as temperature"),
-    "stats": (_stats, "", "tokens and speeds"),
-    "save": (_save, "[NAME]", "save the conversation"),
-    "load": (_load, "[NAME]", "load a conversation"),
-    "licence": (_licence, "", "licence and authors of the model"),
-    "exit": (_exit, "", "leave"),
+    "help": (_help, "", n_("this list")),
+    "new": (_new, "", n_("begin a new conversation")),
+    "regen": (_regen, "", n_("answer the last instruction once more")),
+    "undo": (_undo, "", n_("take the last turn back")),
+    "system": (_system, "[TEXT|-]", n_("show, set or remove the system message")),
+    "set": (_set, "[NAME [VALUE]]", n_("show or change settings, such as temperature")),
+    "stats": (_stats, "", n_("tokens and speeds")),
+    "save": (_save, "[NAME]", n_("save the conversation")),
+    "load": (_load, "[NAME]", n_("load a conversation")),
+    "licence": (_licence, "", n_("licence and authors of the model")),
+    "exit": (_exit, "", n_("leave")),
 }
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from weblab_local.cli.session import INTERRUPTED, reading_progress
+from weblab_local.cli.session import INTERRUPTED, cancelled_by_ctrl_c, reading_progress
 from weblab_local.engine import Engine
 from weblab_local.errors import PromptError
 from weblab_local.generation import Chunk, Completion, complete
@@ -20,20 +20,18 @@ def run(
         raise PromptError(_("The instruction is empty."), _("Give it as an argument or on stdin."))
     chunks: list[Chunk] = []
     generation = engine.stream(instruction, params, context=context, raw=raw, on_progress=reading_progress)
-    try:
+    with cancelled_by_ctrl_c(generation.cancel):
         for chunk in generation:
             chunks.append(chunk)
             if not as_json:
                 sys.stdout.write(chunk.text)
                 sys.stdout.flush()
-    except KeyboardInterrupt:
-        generation.cancel()
-        chunks.extend(generation)
-        return _end(complete(chunks), as_json, INTERRUPTED)
-    return _end(complete(chunks), as_json, 0)
+    completion = complete(chunks)
+    _end(completion, as_json)
+    return INTERRUPTED if completion.finish_reason == "cancelled" else 0
 
 
-def _end(completion: Completion, as_json: bool, code: int) -> int:
+def _end(completion: Completion, as_json: bool) -> None:
     if as_json:
         result = asdict(completion)
         result["stats"] |= {
@@ -43,4 +41,3 @@ def _end(completion: Completion, as_json: bool, code: int) -> int:
         print(json.dumps(result, ensure_ascii=False))
     else:
         print()
-    return code

@@ -20,8 +20,13 @@ MaxTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens in a
 Stop = Annotated[list[str] | None, typer.Option(help="Ends an answer; may be given several times.")]
 NCtx = Annotated[int, typer.Option("--n-ctx", min=16, help="Tokens of context: conversation and answer.")]
 NGpuLayers = Annotated[str, typer.Option("--n-gpu-layers", help='Layers on the GPU: "auto" or a number.')]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads that compute.", show_default="physical cores")]
-KvType = Annotated[Literal["f16", "q8_0", "q4_0"], typer.Option("--kv-type", help="Type of the KV cache.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads that compute.", show_default="bench's, else physical cores")
+]
+KvType = Annotated[
+    Literal["f16", "q8_0", "q4_0"] | None,
+    typer.Option("--kv-type", help="Type of the KV cache.", show_default="bench's, else f16"),
+]
 Rpc = Annotated[str, typer.Option(help="Workers to spread the layers over: host:port,... in trusted networks only.")]
 
 

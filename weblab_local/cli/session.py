@@ -1,7 +1,9 @@
 """What commands that run a model have in common: loading it with progress, and saying what it is."""
 
+import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,10 +16,10 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell gives it."""
 
 
-def gpu_layers(text: str) -> int | str:
+def gpu_layers(text: str) -> int | Literal["auto"]:
     """The value of --n-gpu-layers: "auto" or a number. Raises WeblabError for anything else."""
     if text == "auto":
-        return text
+        return "auto"
     try:
         return int(text)
     except ValueError:
@@ -30,7 +32,7 @@ def open_model(
     n_ctx: int,
     n_gpu_layers: str = "auto",
     threads: int | None = None,
-    kv_type: KvType = "f16",
+    kv_type: KvType | None = None,
     rpc: str = "",
     n_parallel: int = 1,
 ) -> Engine:
@@ -57,6 +59,26 @@ def open_model(
             rpc=tuple(filter(None, rpc.split(","))),
             on_progress=on_progress,
         )
+
+
+@contextmanager
+def cancelled_by_ctrl_c(cancel: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls `cancel` instead of raising KeyboardInterrupt, which could lose a chunk on its way. A second raises.
+
+    Where whoever started this program has it ignore Ctrl-C, it still does.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        cancel()
+
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def licence_line(engine: Engine) -> str:

@@ -1,0 +1,194 @@
+"""`weblab-local bench`: the speeds as a table or JSON on stdout, the progress on stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from weblab_local import bench
+from weblab_local.bandwidth import memory_bandwidth
+from weblab_local.bench import Row, Speed, Workload
+from weblab_local.devices import physical_cores
+from weblab_local.engine import KvType
+from weblab_local.errors import WeblabError
+from weblab_local.i18n import _
+from weblab_local.model_store import demo_model, find_model
+from weblab_local.tuning import Setting, save_setting, usable_cpus
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The options' lists; "" where an option was not given."""
+
+    threads: str = ""
+    kv_type: str = ""
+    flash_attention: str = ""
+    repack: str = ""
+
+    def settings(self, physical: int) -> list[Setting] | None:
+        """All combinations, the default for what was not given. None where nothing was. WeblabError for bad values."""
+        if not (self.threads or self.kv_type or self.flash_attention or self.repack):
+            return None
+        settings = bench.combinations(
+            _parsed("--threads", self.threads, _count, _("numbers from 1 on, like 2,4")) or [physical],
+            cast(
+                list[KvType], _parsed("--kv-type", self.kv_type, _one_of(get_args(KvType)), ", ".join(get_args(KvType)))
+            )
+            or ["f16"],
+            _parsed("--flash-attention", self.flash_attention, _switch, _("on and off")) or [True],
+            _parsed("--repack", self.repack, _switch, _("on and off")) or [True],
+        )
+        if not settings:
+            raise WeblabError(
+                _("None of these combinations is possible: a KV cache in q8_0 or q4_0 needs flash attention.")
+            )
+        return settings
+
+
+def run(model: str | None, workload: Workload, grid: Grid, *, as_json: bool, save: bool) -> None:
+    """Measure and print. Raises WeblabError when nothing could be measured."""
+    path = find_model(model)
+    bench.check_workload(path, workload)
+    physical = physical_cores()
+    settings = grid.settings(physical)
+    _say(_("Measuring the memory's bandwidth"))
+    bandwidth = memory_bandwidth(usable_cpus())
+
+    def measure(setting: Setting) -> Row:
+        _say(_describe(setting))
+        return bench.measure(path, setting, workload)
+
+    if settings is None:
+        rows = list(bench.sweep(measure, physical, usable_cpus(), workload))
+    else:
+        rows = [measure(setting) for setting in settings]
+    best = bench.fastest(rows, workload, physical)
+    if best is None:
+        raise WeblabError(rows[0].error)
+    if as_json:
+        print(json.dumps(report(path, workload, rows, best, bandwidth, saved=save), ensure_ascii=False, indent=2))
+    else:
+        _print(path, workload, rows, best, bandwidth)
+    if any(speed and speed.unsteady for row in rows for speed in (row.prompt, row.generation)):
+        _say(_("The repetitions differ much: is something else running? Measure again when the machine is idle."))
+    if save:
+        if path == demo_model():
+            _say(_("The demo fits into the processor's caches: what is best for it may be bad for a real model."))
+        setting = bench.setting_to_save(rows, best)
+        save_setting(setting)
+        _say(_("Saved as this machine's default: {setting}").format(setting=_describe(setting)))
+
+
+def report(
+    path: Path, workload: Workload, rows: Iterable[Row], best: Row, bandwidth: float, *, saved: bool
+) -> dict[str, Any]:
+    """The JSON: speeds in tokens per second, sizes in bytes, bandwidth in bytes per second."""
+
+    def as_object(row: Row) -> dict[str, Any]:
+        return asdict(row.setting) | {
+            "prompt": row.prompt and asdict(row.prompt),
+            "generation": row.generation and asdict(row.generation),
+            "bytes_per_token": row.bytes_per_token,
+            "bandwidth_share": row.bandwidth_share(bandwidth),
+            "n_gpu_layers": row.n_gpu_layers,
+            "error": row.error,
+        }
+
+    return {
+        "model": {"name": path.stem, "path": str(path), "size": path.stat().st_size},
+        "workload": asdict(workload),
+        "bandwidth": bandwidth,
+        "rows": [as_object(row) for row in rows],
+        "best": asdict(best.setting),
+        "saved": saved,
+    }
+
+
+def _print(path: Path, workload: Workload, rows: Iterable[Row], best: Row, bandwidth: float) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    console.print(
+        _("{model}: {n_prompt} tokens of prompt, {n_generate} of answer, median of {n} (slowest to fastest)").format(
+            model=path.stem, n_prompt=workload.n_prompt, n_generate=workload.n_generate, n=workload.repetitions
+        )
+    )
+    console.print(_("Memory bandwidth: {speed:.1f} GB/s").format(speed=bandwidth / 1e9))
+    console.print()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for title in (_("Threads"), _("KV"), _("Flash attention"), _("Repacking")):
+        table.add_column(title, justify="right")
+    for title in (_("Prompt, tokens/s"), _("Answer, tokens/s"), _("Share of bandwidth")):
+        table.add_column(title, justify="right")
+    for row in rows:
+        share = row.bandwidth_share(bandwidth)
+        table.add_row(
+            "*" if row is best else "",
+            str(row.setting.n_threads),
+            row.setting.kv_type,
+            _on_off(row.setting.flash_attention),
+            _on_off(row.setting.repack),
+            _speed(row.prompt),
+            _speed(row.generation),
+            "-" if share is None else f"{share:.0%}",
+        )
+    console.print(table)
+    for row in rows:
+        if row.error:
+            console.print(f"{_describe(row.setting)}: {row.error}")
+
+
+def _speed(speed: Speed | None) -> str:
+    return "-" if speed is None else f"{speed.median:.2f} ({speed.lowest:.2f} - {speed.highest:.2f})"
+
+
+def _describe(setting: Setting) -> str:
+    return _("threads {n}, KV cache {kv_type}, flash attention {flash}, repacking {repack}").format(
+        n=setting.n_threads,
+        kv_type=setting.kv_type,
+        flash=_on_off(setting.flash_attention),
+        repack=_on_off(setting.repack),
+    )
+
+
+def _on_off(value: bool) -> str:
+    return _("on") if value else _("off")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parsed(option: str, text: str, parse: Callable[[str], T], expected: str) -> list[T]:
+    """The parts of a list between commas, each once. WeblabError for one that `parse` refuses with a ValueError."""
+    try:
+        return list(dict.fromkeys(parse(part.strip()) for part in text.split(","))) if text else []
+    except ValueError:
+        raise WeblabError(
+            _("{option} takes {expected}, not {text!r}.").format(option=option, expected=expected, text=text)
+        ) from None
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def _switch(text: str) -> bool:
+    return {"on": True, "off": False}[_one_of(("on", "off"))(text)]
+
+
+def _one_of(choices: Collection[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return parse
