@@ -1,12 +1,24 @@
-"""Where a model is looked for."""
+"""The store: where a model is looked for, and how one gets in and out."""
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from weblab_local.errors import ModelFileError, ModelNotFoundError
-from weblab_local.model_store import data_dir, demo_model, find_model, models_dir
+from weblab_local.errors import ModelFileError, ModelNotFoundError, WeblabError
+from weblab_local.model_store import (
+    data_dir,
+    demo_model,
+    find_model,
+    import_model,
+    models_dir,
+    read_settings,
+    remove_model,
+    stored_models,
+    use_model,
+    write_settings,
+)
 
 
 def stored(name: str, age: int = 0) -> Path:
@@ -60,3 +72,89 @@ def test_the_environment_moves_the_data_directory(tmp_path: Path, monkeypatch: p
     assert data_dir() == tmp_path / "elsewhere"
     monkeypatch.delenv("WEBLAB_LOCAL_HOME")
     assert "weblab-local" in str(data_dir())
+
+
+def test_a_name_that_no_file_can_have_is_unknown() -> None:
+    for name in ("n" * 300, "~nobody-of-that-name/x", "", ".", "/dev/null/x"):
+        with pytest.raises(ModelNotFoundError):
+            find_model(name)
+
+
+def test_a_chosen_default_that_is_gone_is_passed_over() -> None:
+    stored("chosen.gguf", age=100)
+    newest = stored("new.gguf")
+    use_model("chosen.gguf")
+    assert find_model().name == "chosen.gguf"
+    remove_model("chosen")
+    assert find_model() == newest
+
+
+def test_settings_that_are_damaged_count_as_none() -> None:
+    newest = stored("new.gguf")
+    for text in ("", "[1]", '{"model": 5}', '{"model": "x"', "\x00"):
+        (data_dir() / "settings.json").write_text(text)
+        assert find_model() == newest
+    use_model("new")
+    assert read_settings() == {"model": "new"}
+
+
+def test_choosing_a_default_keeps_the_other_settings() -> None:
+    stored("a.gguf")
+    write_settings({"n_threads": 3})
+    use_model("a")
+    assert read_settings() == {"n_threads": 3, "model": "a"}
+
+
+@pytest.mark.parametrize("name", ["blob-without-suffix", "model.v1", "大.GGUF"])
+def test_an_imported_file_can_be_found_whatever_its_suffix(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"GGUF rest")
+    model = import_model(tmp_path / name)
+    assert find_model(model.name) == model.path
+    assert model.path.read_bytes() == b"GGUF rest"
+
+
+def test_the_demos_name_is_not_for_others(tmp_path: Path) -> None:
+    (tmp_path / "demo.gguf").write_bytes(b"GGUF")
+    with pytest.raises(WeblabError, match="bundled"):
+        import_model(tmp_path / "demo.gguf")
+    assert stored_models() == []
+
+
+def test_an_import_that_would_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(100))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=103))
+    with pytest.raises(WeblabError, match="disk space"):
+        import_model(tmp_path / "x.gguf")
+    assert not models_dir().exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("fails", ["os.fsync", "shutil.copyfile"])
+def test_an_import_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, fails: str
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    (tmp_path / "x.json").write_text("{}")
+    monkeypatch.setattr(fails, failing)
+    with pytest.raises((WeblabError, KeyboardInterrupt)) as raised:
+        import_model(tmp_path / "x.gguf")
+    assert isinstance(raised.value, KeyboardInterrupt) or "No space left on device" in str(raised.value)
+    assert list(models_dir().iterdir()) == []
+
+
+def test_an_import_reports_its_progress(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(20 << 20))
+    seen: list[tuple[int, int]] = []
+    import_model(tmp_path / "x.gguf", lambda done, total: seen.append((done, total)))
+    size = 4 + (20 << 20)
+    assert seen == [(1 << 24, size), (size, size)]
+
+
+def test_a_place_for_the_store_that_cannot_be_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("WEBLAB_LOCAL_HOME", "/dev/null/home")
+    with pytest.raises(WeblabError, match="cannot be copied"):
+        import_model(tmp_path / "x.gguf")

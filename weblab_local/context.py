@@ -222,10 +222,14 @@ class Context:
         written = lib.llama_state_seq_get_data(self._handle, buffer, size, sequence)
         return bytes(memoryview(buffer)[:written])
 
-    def restore_sequence(self, sequence: int, state: bytes) -> bool:
-        """Put back what `save_sequence` gave, of a context with the same settings. False when llama.cpp refuses it."""
+    def restore_sequence(self, sequence: int, state: bytes, n_tokens: int) -> bool:
+        """Put back what `save_sequence` gave of `n_tokens` tokens, of a context with the same settings.
+
+        False when llama.cpp refuses it, or it holds another number of tokens.
+        """
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(lib.llama_state_seq_set_data(self._handle, buffer, len(state), sequence))
+        accepted = lib.llama_state_seq_set_data(self._handle, buffer, len(state), sequence)
+        return bool(accepted) and lib.llama_memory_seq_pos_max(self._memory, sequence) == n_tokens - 1
 
     def close(self) -> None:
         """Free KV cache, buffers and batch."""

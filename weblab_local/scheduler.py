@@ -173,7 +173,7 @@ class Scheduler:
                 return False
             for sequence in idle:
                 self._forget(sequence)
-            if not self._context.restore_sequence(idle[0].index, state):
+            if not self._context.restore_sequence(idle[0].index, state, len(ids)):
                 self._forget(idle[0])
                 return False
             idle[0].tokens = list(ids)
@@ -294,9 +294,15 @@ class Scheduler:
         return [sequence for sequence in self._sequences if sequence.index not in busy]
 
     def _best_idle(self, prompt: Sequence[int]) -> tuple[_Sequence, int]:
-        """The idle sequence that has most of `prompt`, and how much; without any, the one longest unused."""
+        """The idle sequence to go on with, and how much of `prompt` it has.
+
+        That is the one that has most of it, unless it would lose more than it keeps: another conversation that begins
+        alike can share that with the sequence longest unused, and stay.
+        """
         common = [(common_prefix(sequence.tokens, prompt), sequence) for sequence in self._idle()]
-        length, sequence = max(common, key=lambda pair: (pair[0], not pair[1].tokens, -pair[1].last_used))
+        length, sequence = max(common, key=lambda pair: pair[0])
+        if 2 * length < len(sequence.tokens):
+            length, sequence = min(common, key=lambda pair: (bool(pair[1].tokens), pair[1].last_used))
         return sequence, length
 
     def _begin(self, request: Request) -> None:

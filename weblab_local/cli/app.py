@@ -206,9 +206,11 @@ def main() -> None:
     """Run the command line; errors of this package are printed with their remedy, without a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe in cp932 or cp1252 does not have every character
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is refused with its reason, later
     try:
         app()
-    except WeblabError as error:
+    except (WeblabError, OSError) as error:
         print(f"weblab-local: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -2,8 +2,9 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Literal
 
 from rich.console import Console
@@ -40,17 +41,21 @@ def open_model(
     """Load a model; at a terminal with a bar on stderr. Ctrl-C cancels the loading."""
     from weblab_local.loading import load
 
-    with ExitStack() as stack:
-        on_progress = None
-        if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-            bar = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
-            task = bar.add_task(_("Loading the model"), total=1.0)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    shown = sys.stderr.isatty()
+    interrupted = threading.Event()
+    with (
+        Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar,
+        cancelled_by_ctrl_c(interrupted.set),  # a KeyboardInterrupt in a callback from C would be lost
+    ):
+        task = bar.add_task(_("Loading the model"), total=1.0)
 
-            def on_progress(share: float) -> None:
-                bar.update(task, completed=share)
+        def on_progress(share: float) -> None:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            bar.update(task, completed=share)
 
-        return load(
+        engine = load(
             model,
             n_ctx=n_ctx,
             n_parallel=n_parallel,
@@ -60,6 +65,10 @@ def open_model(
             rpc=tuple(filter(None, rpc.split(","))),
             on_progress=on_progress,
         )
+    if interrupted.is_set():
+        engine.close()
+        raise KeyboardInterrupt
+    return engine
 
 
 @contextmanager
