@@ -7,9 +7,9 @@ import ctypes
 import ctypes.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from llama_cpp import llama_cpp as lib
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from weblab_local.errors import ModelFileError, WeblabError
 from weblab_local.i18n import _
 from weblab_local.llama_log import collect_errors
+from weblab_local.tokenizer import piece
 
 KvType = Literal["f16", "q8_0", "q4_0"]
 
@@ -86,10 +87,19 @@ class Model:
         self.vocab = lib.llama_model_get_vocab(self.handle)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
         self.eos = int(lib.llama_vocab_eos(self.vocab))
+        self._ends = frozenset(token for token in range(self.n_vocab) if lib.llama_vocab_is_eog(self.vocab, token))
+        self._pieces: dict[int, bytes] = {}
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that `token` stands for."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = piece(self.vocab, token)
+        return known
 
     def is_end(self, token: int) -> bool:
         """Whether `token` ends a text."""
-        return bool(lib.llama_vocab_is_eog(self.vocab, token))
+        return token in self._ends
 
     def close(self) -> None:
         """Free the weights. Its contexts have to be closed before."""
@@ -98,8 +108,7 @@ class Model:
             self.handle = None
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One token of a batch: where it stands in which sequence, and whether its logits are wanted."""
 
     token: int
@@ -147,10 +156,17 @@ class Context:
                 ),
                 _("Use a smaller n_ctx, or kv_type q8_0."),
             )
+        self._cleanup = ExitStack()
         self.n_batch = n_batch
         self._n_vocab = model.n_vocab
         self._memory = lib.llama_get_memory(self._handle)
         self._batch = lib.llama_batch_init(n_batch, 0, 1)
+        self._token, self._position, self._wanted = self._batch.token, self._batch.pos, self._batch.logits
+        self._sequence = [self._batch.seq_id[i] for i in range(n_batch)]
+        for i in range(n_batch):
+            self._batch.n_seq_id[i] = 1
+        self._rows: dict[int, NDArray[np.float32]] = {}
+        self._errors = self._cleanup.enter_context(collect_errors())
         self._set_abort_flag()
 
     def _set_abort_flag(self) -> None:
@@ -174,23 +190,23 @@ class Context:
 
         Raises OutOfCells when the KV cache is full, WeblabError when llama.cpp fails.
         """
-        batch = self._batch
-        batch.n_tokens = len(entries)
-        for i, entry in enumerate(entries):
-            batch.token[i] = entry.token
-            batch.pos[i] = entry.position
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = entry.sequence
-            batch.logits[i] = entry.logits
-        with collect_errors() as errors:
-            status = lib.llama_decode(self._handle, batch)
+        self._batch.n_tokens = len(entries)
+        for i, (token, position, sequence, wanted) in enumerate(entries):
+            self._token[i] = token
+            self._position[i] = position
+            self._sequence[i][0] = sequence
+            self._wanted[i] = wanted
+        self._errors.clear()
+        status = lib.llama_decode(self._handle, self._batch)
         if status == 2:
             self._abort_flag[0] = b"\x00"
             return False
         if status == 1:
             raise OutOfCells(_("The KV cache is full."), _("Use a larger n_ctx."))
         if status != 0:
-            raise WeblabError(_("llama.cpp failed while computing: {reason}").format(reason=" ".join(errors) or status))
+            raise WeblabError(
+                _("llama.cpp failed while computing: {reason}").format(reason=" ".join(self._errors) or status)
+            )
         return True
 
     def clear_abort(self) -> None:
@@ -200,7 +216,11 @@ class Context:
     def logits(self, index: int) -> NDArray[np.float32]:
         """The logits of batch entry `index` (n_vocab). Valid until the next decode."""
         pointer = lib.llama_get_logits_ith(self._handle, index)
-        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        address = ctypes.addressof(pointer.contents)
+        row = self._rows.get(address)
+        if row is None:
+            row = self._rows[address] = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        return row
 
     @property
     def handle(self) -> Any:
@@ -234,6 +254,7 @@ class Context:
     def close(self) -> None:
         """Free KV cache, buffers and batch."""
         if self._handle:
+            self._cleanup.close()
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._handle)
             self._handle = None

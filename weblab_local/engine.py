@@ -164,11 +164,9 @@ class Engine(AbstractContextManager["Engine"]):
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for."""
-        from weblab_local.tokenizer import piece
-
         with self._vocab_in_use:
             self._require_open()
-            return piece(self._model.vocab, token)
+            return self._model.piece(token)
 
     def check_ids(self, ids: Sequence[int]) -> list[int]:
         """`ids` as a list. Raises PromptError where one is no id of the vocabulary."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from weblab_local.context import Context
+
 MAX_SEED = 2**32 - 2
 """llama.cpp takes 2**32 - 1 as "any seed"."""
 MAX_TOP_K = 2**31 - 1
@@ -181,7 +183,12 @@ class Sampler:
                 )
             )
         self._n_vocab = n_vocab
-        self._may_run_dry = bool(params.logit_bias) or params.grammar is not None or params.json_schema is not None
+        has_grammar = params.grammar is not None or params.json_schema is not None
+        self._may_run_dry = bool(params.logit_bias) or has_grammar
+        has_penalty = params.repeat_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
+        self._only_largest = params.is_greedy and not has_grammar and not has_penalty
+        """The chain's choice is the largest logit, biases added: no candidates need to be listed for that."""
+        self._bias = params.logit_bias
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         try:
             for sampler in self._samplers(params, vocab, n_vocab, prompt, n_ctx):
@@ -224,23 +231,30 @@ class Sampler:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
         return [*samplers, lib.llama_sampler_init_dist(seed)]
 
-    def sample(self, context: Any, index: int) -> int:
+    def sample(self, context: "Context", index: int) -> int:
         """Choose a token from the logits of `context`'s batch entry `index`, and take note of it for the next.
 
         Raises SamplingError when the grammar and logit_bias leave no token at all.
         """
+        if self._only_largest:
+            return self._largest(context.logits(index))
         if not self._may_run_dry:
-            return int(self._lib.llama_sampler_sample(self._chain, context, index))
-        import numpy as np
-
-        logits = np.ctypeslib.as_array(self._lib.llama_get_logits_ith(context, index), shape=(self._n_vocab,))
-        array = self._applied(logits)
+            return int(self._lib.llama_sampler_sample(self._chain, context.handle, index))
+        array = self._applied(context.logits(index))
         chosen = array.data[array.selected]
         # llama.cpp would choose a forbidden token all the same, and a grammar that has to accept one ends the process.
-        if chosen.logit == -math.inf:
-            raise SamplingError(_("No token is left: the grammar and logit_bias forbid all of them here."))
+        _require_allowed(chosen.logit)
         self._lib.llama_sampler_accept(self._chain, chosen.id)
         return int(chosen.id)
+
+    def _largest(self, logits: "NDArray[np.float32]") -> int:
+        if self._bias:
+            logits = logits.copy()
+            for token, bias in self._bias.items():
+                logits[token] += bias
+        token = int(logits.argmax())
+        _require_allowed(logits[token])
+        return token
 
     def apply(self, logits: Sequence[float]) -> dict[int, float]:
         """The tokens that are left for a draw from these logits (n_vocab), with their probabilities."""
@@ -268,6 +282,11 @@ class Sampler:
         if self._chain is not None:
             self._lib.llama_sampler_free(self._chain)
             self._chain = None
+
+
+def _require_allowed(logit: float) -> None:
+    if logit == -math.inf:
+        raise SamplingError(_("No token is left: the grammar and logit_bias forbid all of them here."))
 
 
 def _grammar(vocab: Any, gbnf: str) -> Any:

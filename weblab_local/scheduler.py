@@ -22,13 +22,17 @@ from weblab_local.generation import Chunk, Emit, FinishReason, Stats, TokenLogpr
 from weblab_local.i18n import _
 from weblab_local.sampling import Sampler, SamplingParams
 from weblab_local.stopping import StopFilter
-from weblab_local.tokenizer import TextStream, piece
+from weblab_local.tokenizer import TextStream
 
 logger = logging.getLogger(__name__)
 
 MIXED_SECONDS, LEAST_CHUNK = 0.3, 8
 """While others generate, a prompt is read in chunks that take about so long, of at least so many tokens: the others
 wait for no more than that between two of their tokens."""
+
+CHUNK_INTERVAL = 0.002
+"""Seconds between two chunks of an answer, at least: a caller who is woken for every token of a tiny model takes the
+processor from the threads that compute."""
 
 T = TypeVar("T")
 
@@ -78,6 +82,8 @@ class _Active:
         self.stop = StopFilter(request.stops)
         self.unsent_tokens: list[int] = []
         self.unsent_logprobs: list[TokenLogprob] = []
+        self.unsent_text = ""
+        self.last_sent = 0.0
         self.generated = 0
         self.started = time.perf_counter()
         self.first_token = 0.0
@@ -89,6 +95,21 @@ class _Active:
     @property
     def unread(self) -> Sequence[int]:
         return self.request.prompt[len(self.sequence.tokens) :]
+
+    def send(self, text: str) -> None:
+        """Give `text` and what was kept to the caller, unless the last chunk is too fresh: then keep it for the next."""
+        self.unsent_text += text
+        now = time.perf_counter()
+        if now - self.last_sent >= CHUNK_INTERVAL:
+            self.last_sent = now
+            self.request.emit(self.take_unsent(""))
+
+    def take_unsent(self, text: str, reason: FinishReason | None = None) -> Chunk:
+        """All that was kept, followed by `text`, as a chunk."""
+        stats = self.stats() if reason is not None else None
+        chunk = Chunk(self.unsent_text + text, tuple(self.unsent_tokens), tuple(self.unsent_logprobs), reason, stats)
+        self.unsent_text, self.unsent_tokens, self.unsent_logprobs = "", [], []
+        return chunk
 
     def stats(self) -> Stats:
         now = time.perf_counter()
@@ -420,7 +441,7 @@ class Scheduler:
                     return
                 active.first_token = time.perf_counter()
             index = first + len(tokens) - 1
-            self._take(active, active.sampler.sample(self._context.handle, index), index)
+            self._take(active, active.sampler.sample(self._context, index), index)
         except BaseException as error:  # a callback of the caller's, or a grammar that nothing fits
             self._end(active, error)
 
@@ -435,14 +456,13 @@ class Scheduler:
         active.unsent_tokens.append(token)
         if request.n_logprobs is not None:
             active.unsent_logprobs.append(self._logprob(token, index, request.n_logprobs))
-        text, stopped = active.stop.push(active.text.push(piece(self._model.vocab, token)))
+        text, stopped = active.stop.push(active.text.push(self._model.piece(token)))
         if stopped:
             self._finish(active, "stop", text)
         elif active.generated >= request.max_tokens:
             self._finish(active, "length", text)
         elif text:
-            request.emit(Chunk(text, tuple(active.unsent_tokens), tuple(active.unsent_logprobs)))
-            active.unsent_tokens, active.unsent_logprobs = [], []
+            active.send(text)
 
     def _logprob(self, token: int, index: int, n_top: int) -> TokenLogprob:
         logits = self._context.logits(index).astype(np.float64)
@@ -455,8 +475,7 @@ class Scheduler:
         if text is None or reason == "length":
             rest, stopped = active.stop.push(active.text.finish())
             text = (text or "") + rest + ("" if stopped else active.stop.finish())
-        chunk = Chunk(text, tuple(active.unsent_tokens), tuple(active.unsent_logprobs), reason, active.stats())
-        self._end(active, chunk)
+        self._end(active, active.take_unsent(text, reason))
 
     def _end(self, active: _Active, event: Chunk | BaseException) -> None:
         active.sampler.close()

@@ -18,10 +18,13 @@ class StopFilter:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self._firsts = frozenset(stop[0] for stop in self._stops)
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
         """What can come out now, and whether a stop string was found (then nothing may follow)."""
+        if not self._held and self._firsts.isdisjoint(text):
+            return text, False
         text = self._held + text
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:

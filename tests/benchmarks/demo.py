@@ -1,6 +1,6 @@
 """How many of the demo's prompts each quantization still answers word for word, with greedy decoding.
 
-    python -m tests.benchmarks.demo
+python -m tests.benchmarks.demo
 """
 
 import contextlib

@@ -125,7 +125,8 @@ def _peak_memory() -> int:
 
 def measure_callers(model: Path, n_callers: int, n_tokens: int, n_ctx: int) -> float:
     """Tokens per second of all callers together while all of them decode."""
-    with Engine(model, n_ctx=n_ctx, n_parallel=n_callers) as engine:
+    cells = max(n_ctx, n_callers * (n_tokens + 64))
+    with Engine(model, n_ctx=cells, n_parallel=n_callers) as engine:
         params = SamplingParams(temperature=0, max_tokens=n_tokens, logit_bias={0: -float("inf")})
         times: list[list[float]] = [[] for _ in range(n_callers)]
 
