@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from weblab_local.chat import ChatSession
     from weblab_local.memory import Plan
     from weblab_local.placement import Placement
-    from weblab_local.scheduler import Request
+    from weblab_local.request import Request
 
 KvType = Literal["f16", "q8_0", "q4_0"]
 
@@ -288,7 +288,7 @@ class Engine(AbstractContextManager["Engine"]):
         on_progress: PromptProgress | None,
         make: Callable[[Callable[[], None]], Any],
     ) -> tuple["Request", Any]:
-        from weblab_local.scheduler import Request
+        from weblab_local.request import Request
 
         self._require_open()
         if logprobs is not None and logprobs < 0:

@@ -11,18 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
 from weblab_local.context import Context, Entry, Model
 from weblab_local.errors import WeblabError
-from weblab_local.generation import Chunk, Emit, FinishReason, Stats, TokenLogprob
+from weblab_local.generation import Chunk, FinishReason, Stats, TokenLogprob
 from weblab_local.i18n import _
-from weblab_local.sampling import Sampler, SamplingParams
-from weblab_local.stopping import StopFilter
-from weblab_local.tokenizer import TextStream
+from weblab_local.request import Active, KvSequence, Request, common_prefix
+from weblab_local.sampling import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -30,98 +28,7 @@ MIXED_SECONDS, LEAST_CHUNK = 0.3, 8
 """While others generate, a prompt is read in chunks that take about so long, of at least so many tokens: the others
 wait for no more than that between two of their tokens."""
 
-CHUNK_INTERVAL = 0.002
-"""Seconds between two chunks of an answer, at least: a caller who is woken for every token of a tiny model takes the
-processor from the threads that compute."""
-
 T = TypeVar("T")
-
-
-@dataclass(eq=False)
-class Request:
-    """What a caller wants. `max_tokens` fits the context; `on_progress` gets (prompt tokens done, in all)."""
-
-    prompt: Sequence[int]
-    params: SamplingParams
-    max_tokens: int
-    stops: Sequence[str]
-    n_logprobs: int | None
-    emit: Emit
-    on_progress: Callable[[int, int], None] | None = None
-    submitted: float = field(default_factory=time.perf_counter)
-    cancelled: bool = False
-
-    @property
-    def cells(self) -> int:
-        """KV cells it may need."""
-        return len(self.prompt) + self.max_tokens
-
-
-@dataclass(eq=False)
-class _Sequence:
-    """One of the context's sequences; `tokens` are those in its KV cells."""
-
-    index: int
-    tokens: list[int] = field(default_factory=list)
-    last_used: float = 0.0
-
-
-class _Active:
-    """A request that has a sequence: it reads its prompt, then generates."""
-
-    def __init__(self, request: Request, sequence: _Sequence, cached: int, sampler: Sampler) -> None:
-        self.request = request
-        self.sequence = sequence
-        self.cached = cached
-        self.sampler = sampler
-        self.pending: list[int] = []
-        """Tokens chosen, but not yet in the KV cache."""
-        self.waits_for: _Active | None = None
-        """Another request that is computing a prefix of this one's prompt."""
-        self.text = TextStream()
-        self.stop = StopFilter(request.stops)
-        self.unsent_tokens: list[int] = []
-        self.unsent_logprobs: list[TokenLogprob] = []
-        self.unsent_text = ""
-        self.last_sent = 0.0
-        self.generated = 0
-        self.started = time.perf_counter()
-        self.first_token = 0.0
-
-    @property
-    def reading(self) -> bool:
-        return not self.pending
-
-    @property
-    def unread(self) -> Sequence[int]:
-        return self.request.prompt[len(self.sequence.tokens) :]
-
-    def send(self, text: str) -> None:
-        """Give `text` and what was kept to the caller, unless the last chunk is too fresh: then keep it for the next."""
-        self.unsent_text += text
-        now = time.perf_counter()
-        if now - self.last_sent >= CHUNK_INTERVAL:
-            self.last_sent = now
-            self.request.emit(self.take_unsent(""))
-
-    def take_unsent(self, text: str, reason: FinishReason | None = None) -> Chunk:
-        """All that was kept, followed by `text`, as a chunk."""
-        stats = self.stats() if reason is not None else None
-        chunk = Chunk(self.unsent_text + text, tuple(self.unsent_tokens), tuple(self.unsent_logprobs), reason, stats)
-        self.unsent_text, self.unsent_tokens, self.unsent_logprobs = "", [], []
-        return chunk
-
-    def stats(self) -> Stats:
-        now = time.perf_counter()
-        first = self.first_token or now
-        return Stats(
-            prompt_tokens=len(self.request.prompt),
-            cached_tokens=self.cached,
-            completion_tokens=self.generated,
-            prompt_seconds=first - self.started,
-            generation_seconds=now - first,
-            time_to_first_token=first - self.request.submitted,
-        )
 
 
 class Scheduler:
@@ -132,8 +39,8 @@ class Scheduler:
         self._context = context
         self._n_ctx = n_ctx
         self._n_batch = n_batch
-        self._sequences = [_Sequence(index) for index in range(n_parallel)]
-        self._active: list[_Active] = []
+        self._sequences = [KvSequence(index) for index in range(n_parallel)]
+        self._active: list[Active] = []
         self._waiting: deque[Request] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
@@ -310,11 +217,11 @@ class Scheduler:
             self._forget(idle.pop(0))
         return True
 
-    def _idle(self) -> list[_Sequence]:
+    def _idle(self) -> list[KvSequence]:
         busy = {active.sequence.index for active in self._active}
         return [sequence for sequence in self._sequences if sequence.index not in busy]
 
-    def _best_idle(self, prompt: Sequence[int]) -> tuple[_Sequence, int]:
+    def _best_idle(self, prompt: Sequence[int]) -> tuple[KvSequence, int]:
         """The idle sequence to go on with, and how much of `prompt` it has.
 
         That is the one that has most of it, unless it would lose more than it keeps: another conversation that begins
@@ -342,11 +249,11 @@ class Scheduler:
         except Exception as error:  # the request's own: one that went further would end all others
             request.emit(error)
             return
-        active = _Active(request, sequence, len(sequence.tokens), sampler)
+        active = Active(request, sequence, len(sequence.tokens), sampler)
         active.waits_for = self._ahead_of(active)
         self._active.append(active)
 
-    def _ahead_of(self, active: _Active) -> _Active | None:
+    def _ahead_of(self, active: Active) -> Active | None:
         """The earlier request that is about to compute the longest prefix of this one's prompt beyond what it has."""
         best, most = None, len(active.sequence.tokens)
         for other in self._active:
@@ -373,17 +280,17 @@ class Scheduler:
                     active.cached = there
                 active.waits_for = self._ahead_of(active) if there < wanted else None
 
-    def _share(self, donor: _Sequence, sequence: _Sequence, length: int) -> None:
+    def _share(self, donor: KvSequence, sequence: KvSequence, length: int) -> None:
         self._context.share(donor.index, sequence.index, 0, length)
         sequence.tokens = donor.tokens[:length]
 
-    def _forget(self, sequence: _Sequence, start: int = 0) -> None:
+    def _forget(self, sequence: KvSequence, start: int = 0) -> None:
         self._context.forget(sequence.index, start)
         del sequence.tokens[start:]
 
-    def _plan_batch(self) -> list[tuple[_Active, Sequence[int]]]:
+    def _plan_batch(self) -> list[tuple[Active, Sequence[int]]]:
         """Which tokens of which request are computed next: all that generate, then prompts, oldest first."""
-        parts: list[tuple[_Active, Sequence[int]]] = [(a, tuple(a.pending)) for a in self._active if not a.reading]
+        parts: list[tuple[Active, Sequence[int]]] = [(a, tuple(a.pending)) for a in self._active if not a.reading]
         room = self._n_batch - sum(len(tokens) for _, tokens in parts)
         if parts:
             room = min(room, max(LEAST_CHUNK, int(MIXED_SECONDS * self._reading_speed)))
@@ -394,7 +301,7 @@ class Scheduler:
                 room -= len(tokens)
         return parts
 
-    def _entries(self, active: _Active, tokens: Sequence[int]) -> list[Entry]:
+    def _entries(self, active: Active, tokens: Sequence[int]) -> list[Entry]:
         start = len(active.sequence.tokens)
         wanted = len(tokens) if not active.reading else int(len(tokens) == len(active.unread))
         return [
@@ -402,7 +309,7 @@ class Scheduler:
             for i, token in enumerate(tokens)
         ]
 
-    def _decode(self, parts: Sequence[tuple[_Active, Sequence[int]]], entries: Sequence[Entry]) -> bool:
+    def _decode(self, parts: Sequence[tuple[Active, Sequence[int]]], entries: Sequence[Entry]) -> bool:
         """Compute the batch; False when it was aborted or failed, and nothing of it is kept."""
         with self._changed:
             if self._closed:
@@ -429,7 +336,7 @@ class Scheduler:
                     self._end(active, error)
         return done
 
-    def _advance(self, active: _Active, tokens: Sequence[int], first: int) -> None:
+    def _advance(self, active: Active, tokens: Sequence[int], first: int) -> None:
         """Take note of computed tokens and, where the logits are there, choose the next."""
         was_reading = active.reading
         try:
@@ -445,18 +352,14 @@ class Scheduler:
         except BaseException as error:  # a callback of the caller's, or a grammar that nothing fits
             self._end(active, error)
 
-    def _take(self, active: _Active, token: int, index: int) -> None:
+    def _take(self, active: Active, token: int, index: int) -> None:
         """Add a generated token to the answer, send what can be sent, end the answer where it ends."""
         request = active.request
         if self._model.is_end(token):
             self._finish(active, "stop")
             return
-        active.generated += 1
-        active.pending = [token]
-        active.unsent_tokens.append(token)
-        if request.n_logprobs is not None:
-            active.unsent_logprobs.append(self._logprob(token, index, request.n_logprobs))
-        text, stopped = active.stop.push(active.text.push(self._model.piece(token)))
+        logprob = None if request.n_logprobs is None else self._logprob(token, index, request.n_logprobs)
+        text, stopped = active.add(token, self._model.piece(token), logprob)
         if stopped:
             self._finish(active, "stop", text)
         elif active.generated >= request.max_tokens:
@@ -470,26 +373,17 @@ class Scheduler:
         top = np.argsort(-logprobs, kind="stable")[:n_top]
         return TokenLogprob(token, float(logprobs[token]), tuple((int(t), float(logprobs[t])) for t in top))
 
-    def _finish(self, active: _Active, reason: FinishReason, text: str | None = None) -> None:
+    def _finish(self, active: Active, reason: FinishReason, text: str | None = None) -> None:
         """The answer's end. `text` is what comes out after a stop string or the last token; None: nothing held back."""
         if text is None or reason == "length":
-            rest, stopped = active.stop.push(active.text.finish())
-            text = (text or "") + rest + ("" if stopped else active.stop.finish())
+            text = (text or "") + active.rest()
         self._end(active, active.take_unsent(text, reason))
 
-    def _end(self, active: _Active, event: Chunk | BaseException) -> None:
+    def _end(self, active: Active, event: Chunk | BaseException) -> None:
         active.sampler.close()
         active.sequence.last_used = time.perf_counter()
         self._active.remove(active)
         active.request.emit(event)
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens `left` and `right` begin with alike."""
-    for i, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return i
-    return min(len(left), len(right))
 
 
 def closed_error() -> WeblabError:

@@ -1,10 +1,10 @@
 """Print what the plan says before loading beside what llama.cpp reports after it, in MiB.
 
-    python tests/benchmarks/memory.py [GGUF...] [--n-ctx 2048,8192] [--n-gpu-layers 0,3,-1]
+    python -m tests.benchmarks.memory [GGUF...] [--n-ctx 2048,8192] [--n-gpu-layers 0,3,-1]
 
 Without a GGUF: the demo. A full-width model of two layers is made in a minute:
-    python tests/benchmarks/synthetic.py build/synth-2 --layers 2 --shards 1
-    VERIFY=0 python -m convert build/synth-2 --quant Q4_K_M --output build/synth
+    python -m tests.benchmarks.synthetic build/synth-2 --layers 2 --shards 1
+    python -m convert build/synth-2 --quant Q4_K_M --output build/synth
 With --n-gpu-layers other than 0 and no GPU, a worker on loopback is started to be the other device.
 """
 
