@@ -1,6 +1,6 @@
 """How long `import weblab_local` and `weblab-local --help` take, beside a bare interpreter.
 
-    python -m tests.benchmarks.startup
+python -m tests.benchmarks.startup
 """
 
 import statistics
