@@ -1,0 +1,39 @@
+"""The script that trains the demo checkpoint still does what the committed checkpoint came from."""
+
+import json
+from pathlib import Path
+
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from convert.demo.corpus import read_corpus
+from convert.demo.train import IGNORED, build_model, save, train_tokenizer, training_example
+
+
+def test_the_corpus_gives_the_committed_tokenizer(tmp_path: Path, demo_checkpoint: Path) -> None:
+    train_tokenizer(read_corpus()).save(str(tmp_path / "tokenizer.json"))
+    assert (tmp_path / "tokenizer.json").read_bytes() == (demo_checkpoint / "tokenizer.json").read_bytes()
+
+
+def test_the_model_it_builds_has_the_committed_shapes(demo_checkpoint: Path) -> None:
+    model = build_model(3000)
+    committed = GPTNeoXForCausalLM(GPTNeoXConfig.from_pretrained(demo_checkpoint))
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in committed.state_dict().items()
+    }
+
+
+def test_only_responses_and_the_end_of_text_are_learnt() -> None:
+    pairs = read_corpus()[:3]
+    tokenizer = train_tokenizer(read_corpus())
+    ids, targets = training_example(tokenizer, pairs)
+    learnt = [target for target in targets if target != IGNORED]
+    responses = [tokenizer.encode(pair.response, add_special_tokens=False).ids for pair in pairs]
+    assert learnt == [token for response in responses for token in [*response, 0]]
+    assert all(following == target for following, target in zip(ids[1:], targets, strict=False) if target > 1)
+
+
+def test_it_saves_the_old_form_of_config_and_two_shards(tmp_path: Path, demo_checkpoint: Path) -> None:
+    save(build_model(3000), train_tokenizer(read_corpus()), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in demo_checkpoint.iterdir())
+    written, committed = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, demo_checkpoint))
+    assert written == committed
