@@ -5,6 +5,8 @@ Whoever runs beside them notices nothing, and the engine answers afterwards as b
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -242,3 +244,25 @@ def test_closing_ends_what_runs_and_what_waits_with_an_error(monkeypatch: pytest
         for stream in (reading, waiting):
             with pytest.raises(WeblabError, match="closed"):
                 list(stream)
+
+
+LEFT_OPEN = """
+import atexit, threading
+atexit.register(lambda: print(any("weblab" in thread.name for thread in threading.enumerate())))  # called last
+from weblab_local.engine import Engine
+from weblab_local.model_store import demo_model
+from weblab_local.sampling import SamplingParams
+
+engine = Engine(demo_model(), n_parallel=2)
+reading = threading.Event()
+endless = SamplingParams(max_tokens=2000, logit_bias={0: float("-inf")})
+answering = engine.stream([5, 6, 7], endless, raw=True)
+prompt = engine.stream(list(range(5, 1905)), endless, raw=True, on_progress=lambda *_: reading.set())
+assert reading.wait(60)
+"""
+
+
+def test_a_program_may_end_without_closing_its_engine() -> None:
+    """llama.cpp would crash a process that is taken apart while a thread computes."""
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("False\n", "", 0)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +186,9 @@ def test_log_probabilities_come_with_the_chunk_of_their_tokens(engine: Engine) -
 
 def test_the_last_chunk_counts_tokens_and_time(engine: Engine) -> None:
     pair = pair_of("大規模言語モデルについて説明してください。")
+    started = time.perf_counter()
     done = engine.generate(pair.instruction, GREEDY)
+    seconds = time.perf_counter() - started
     stats = done.stats
     assert stats.prompt_tokens == len(reference.encode(pair.prompt))
     assert stats.completion_tokens == len(done.token_ids) == len(reference.answer_ids(pair))
@@ -193,7 +196,7 @@ def test_the_last_chunk_counts_tokens_and_time(engine: Engine) -> None:
     assert stats.prompt_speed > 0
     assert stats.generation_speed > 0
     assert 0 < stats.prompt_seconds <= stats.time_to_first_token
-    assert stats.time_to_first_token <= stats.time_to_first_token + stats.generation_seconds
+    assert stats.time_to_first_token + stats.generation_seconds <= seconds
 
 
 def test_speeds_are_counts_by_times() -> None:

@@ -5,6 +5,7 @@ sequence that generates, and a chunk of the prompts that are still being read. W
 common prefix is shared, not computed again; what an earlier request left in a sequence is used if it fits.
 """
 
+import atexit
 import logging
 import threading
 import time
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 
@@ -28,7 +30,22 @@ MIXED_SECONDS, LEAST_CHUNK = 0.3, 8
 """While others generate, a prompt is read in chunks that take about so long, of at least so many tokens: the others
 wait for no more than that between two of their tokens."""
 
+EXIT_SECONDS = 5.0
+"""How long the end of the program waits for a worker thread; one that is in a caller's callback may never end."""
+
 T = TypeVar("T")
+
+_schedulers: "WeakSet[Scheduler]" = WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """End the worker threads of engines that nobody closed.
+
+    One that was still in llama.cpp while the process is taken apart would crash it.
+    """
+    for scheduler in list(_schedulers):
+        scheduler.close(EXIT_SECONDS)
 
 
 class Scheduler:
@@ -48,6 +65,7 @@ class Scheduler:
         self._reading_speed = 0.0
         """Tokens per second in the last batch that read a prompt."""
         self._closed = False
+        _schedulers.add(self)
         self._thread = threading.Thread(target=self._run, name="weblab-local engine", daemon=True)
         self._thread.start()
 
@@ -114,14 +132,17 @@ class Scheduler:
         if threading.current_thread() is self._thread:
             raise WeblabError(message)
 
-    def close(self) -> None:
-        """End all requests with an error, and the thread. The context is the caller's to close."""
+    def close(self, seconds: float | None = None) -> None:
+        """End all requests with an error, and the thread. The context is the caller's to close.
+
+        With `seconds` it waits no longer than that for the thread.
+        """
         with self._changed:
             self._closed = True
             if self._reading_now:
                 self._context.abort()
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         try:
