@@ -92,8 +92,9 @@ def _front_matter(readme: Path) -> dict[str, Any]:
     try:
         return dict(HubCard.load(readme, ignore_metadata_errors=True).data.to_dict())
     except Exception as error:  # the YAML library has errors of its own
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"The model card {readme} cannot be read: {' '.join(str(error).split())}.", "Correct or remove the lines between its --- marks."
+            f"The model card {readme} cannot be read: {reason}.", "Correct or remove the lines between its --- marks."
         ) from None
 
 

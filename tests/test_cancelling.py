@@ -234,9 +234,9 @@ def test_closing_ends_what_runs_and_what_waits_with_an_error(monkeypatch: pytest
         worker = engine._scheduler._thread
         join = worker.join
 
-        def open_and_join() -> None:
+        def open_and_join(seconds: float | None) -> None:
             gate.open()
-            join()
+            join(seconds)
 
         monkeypatch.setattr(worker, "join", open_and_join)  # called when the engine has begun to close
         engine.close()
