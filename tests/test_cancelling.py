@@ -253,7 +253,7 @@ from weblab_local.engine import Engine
 from weblab_local.model_store import demo_model
 from weblab_local.sampling import SamplingParams
 
-engine = Engine(demo_model(), n_parallel=2)
+engine = Engine(demo_model(), n_parallel=2, n_ctx=4096)
 reading = threading.Event()
 endless = SamplingParams(max_tokens=2000, logit_bias={0: float("-inf")})
 answering = engine.stream([5, 6, 7], endless, raw=True)
