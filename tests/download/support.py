@@ -29,7 +29,11 @@ OUTPUT = "tiny-Q8_0.gguf"
 README = "---\nlicense: apache-2.0\nlanguage:\n- ja\n- en\n---\n# Tiny\n"
 INDEX = "model.safetensors.index.json"
 OTHERS = ("pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "onnx/config.json", "logo.png", "training_args.bin")
-PROGRAM = "import os, runpy, shutil, signal, time, types; {}; runpy.run_module('convert', run_name='__main__')"
+PROGRAM = (
+    "import os, runpy, shutil, signal, time, types; signal.signal(signal.SIGINT, signal.default_int_handler); {};"
+    "runpy.run_module('convert', run_name='__main__')"
+)
+"""Heeds Ctrl-C also where the tests run in the background of a shell, whose children inherit SIGINT as ignored."""
 WITHOUT_PAUSES = "time.sleep = lambda seconds: None"
 KILLED_ON_RETRY = "time.sleep = lambda seconds: os.kill(os.getpid(), signal.{})"
 ALMOST_FULL = "shutil.disk_usage = lambda path: types.SimpleNamespace(free=1_000_000)"
