@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert import download, output
+from convert import download, output, quantize
 from convert.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_folder
 from convert.errors import ConversionError, OutputError
 from convert.low_disk import LowDiskFolder
@@ -151,6 +151,7 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
     )
     if not plan.card.chat_template:
         say("No chat template: a base model, or one whose template is not known (see --chat-template).")
+    quantize.prepare({entry.ggml_type for planned in plan.outputs for entry in planned.tensors.values()}, say)
     with shown("converting") as progress:
         results = convert(checkpoint, plan, lambda m: _recipe(request, m), progress)
     for result in results:
