@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from convert.errors import CheckpointError, UnsupportedModelError
 from convert.gpt_neox import is_buffer
+from convert.quantize import widen
 
 Dtype = Literal["F32", "F16", "BF16"]
 
@@ -49,6 +50,8 @@ class StoredTensor:
 
     def to_float32(self, data: NDArray[Any]) -> NDArray[np.float32]:
         """`data`, values of this tensor as stored, exactly, as float32."""
+        if self.dtype == "F16":
+            return widen(data)
         if self.dtype == "BF16":
             return (data.astype(np.uint32) << 16).view(np.float32)
         return data.astype(np.float32, copy=False)

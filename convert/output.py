@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -96,14 +96,10 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def sha256(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str:
-    """SHA-256 of a file, in hex; "" when `cancelled()` became true on the way."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with path.open("rb", buffering=0) as file:
-        while not cancelled() and (n_bytes := file.readinto(buffer)):
-            digest.update(buffer[:n_bytes])
-    return "" if cancelled() else digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest_path(gguf_path: Path) -> Path:

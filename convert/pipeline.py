@@ -266,25 +266,29 @@ def _write_chunk(chunk: _Chunk, outputs: Sequence[PlannedOutput], files: Sequenc
             f"The tensor {tensor.source} holds NaN or infinite weights.",
             "The checkpoint is damaged, or its training diverged; it cannot be converted.",
         )
-    seconds["reading"] += clock() - began
-    blocks: dict[GGMLQuantizationType, NDArray[Any]] = {}
+    wanted = {planned.tensors[tensor.name].ggml_type for planned in outputs}
+    began, seconds["reading"] = clock(), clock() - began
+    rows = None if all(stores_as(source.dtype, ggml_type) for ggml_type in wanted) else source.to_float32(data)
+    blocks = {ggml_type: _encode(source, data, rows, ggml_type, tensor) for ggml_type in wanted}
+    began, seconds["quantizing"] = clock(), clock() - began
     for planned, file in zip(outputs, files, strict=True):
-        began = clock()
         entry = planned.tensors[tensor.name]
-        if entry.ggml_type not in blocks:
-            blocks[entry.ggml_type] = _encode(source, data, entry.ggml_type, tensor)
-        encoded = clock()
-        rows = tensor.shape[0]
-        file.write_at(planned.position(tensor.name) + start * (entry.nbytes // rows), blocks[entry.ggml_type])
-        seconds["quantizing"] += encoded - began
-        seconds["writing"] += clock() - encoded
+        position = planned.position(tensor.name) + start * (entry.nbytes // tensor.shape[0])
+        file.write_at(position, blocks[entry.ggml_type])
+    seconds["writing"] = clock() - began
     return seconds
 
 
-def _encode(source: StoredTensor, data: NDArray[Any], ggml_type: GGMLQuantizationType, tensor: Tensor) -> NDArray[Any]:
-    if stores_as(source.dtype, ggml_type):
+def _encode(
+    source: StoredTensor,
+    data: NDArray[Any],
+    rows: NDArray[np.float32] | None,
+    ggml_type: GGMLQuantizationType,
+    tensor: Tensor,
+) -> NDArray[Any]:
+    """The bytes of `data`, which as float32 are `rows`, in an output where the tensor has `ggml_type`."""
+    if rows is None or stores_as(source.dtype, ggml_type):
         return np.ascontiguousarray(data)
-    rows = source.to_float32(data)
     if ggml_type == GGMLQuantizationType.F32:
         return np.ascontiguousarray(rows)
     try:

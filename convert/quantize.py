@@ -57,6 +57,24 @@ def quantize_rows(
     return blocks
 
 
+def widen(halves: NDArray[np.float16]) -> NDArray[np.float32]:
+    """float16 as float32, exactly; by a kernel where Numba works, NumPy takes many times as long."""
+    kernel = _widening_kernel()
+    return halves.astype(np.float32) if kernel is None else kernel(halves)
+
+
+@cache
+def _widening_kernel() -> Callable[[NDArray[np.float16]], NDArray[np.float32]] | None:
+    try:
+        from convert import kernels
+
+        kernels.widen(np.zeros(1, np.float16))
+    except Exception as error:  # as in kernel_for
+        _log.info("float16 to float32: NumPy, the kernels do not work here: %s", error)
+        return None
+    return kernels.widen
+
+
 def quantize_in_c(
     rows: NDArray[np.float32], ggml_type: GGMLQuantizationType, importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:

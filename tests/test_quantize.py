@@ -191,6 +191,13 @@ def test_other_types_are_left_to_c(ggml_type: T, caplog: pytest.LogCaptureFixtur
     assert f"{ggml_type.name}: llama.cpp's C code" in caplog.text
 
 
+def test_every_float16_is_widened_exactly() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(2, -1)[:, ::2]
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(quantize.widen(halves), halves.astype(np.float32))
+    assert np.signbit(quantize.widen(np.array([-0.0, 0.0], np.float16))).tolist() == [True, False]
+
+
 def test_a_result_that_is_not_finite_is_refused() -> None:
     with pytest.raises(CheckpointError, match="too large for Q4_K"):
         quantize_rows(np.full((2, 256), 1e8, np.float32), T.Q4_K)
