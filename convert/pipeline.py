@@ -68,7 +68,7 @@ def convert(checkpoint: Checkpoint, plan: Plan, recipe: Recipe, progress: Progre
         source = source_record(checkpoint, plan)
         for shard in checkpoint.shards:
             with checkpoint.open_shard(shard) as stored:
-                check_shard(checkpoint, shard, stored, plan)
+                check_shard(checkpoint, shard, stored, plan.tensors)
     with ExitStack() as stack:
         files = [_open_output(planned, stack) for planned in plan.outputs]
         pool = ThreadPoolExecutor(plan.n_threads, thread_name_prefix="quantize")
@@ -78,7 +78,7 @@ def convert(checkpoint: Checkpoint, plan: Plan, recipe: Recipe, progress: Progre
             for shard, tensors in _by_shard(checkpoint, plan.tensors).items():
                 with checkpoint.open_shard(shard) as stored, ShardReader(checkpoint.folder / shard) as reader:
                     if checkpoint.fetch is not None:
-                        check_shard(checkpoint, shard, stored, plan)
+                        check_shard(checkpoint, shard, stored, plan.tensors)
                     for n_weights in _quantize_shard(tensors, stored, plan, files, pool, reader, stages):
                         done += n_weights
                         if progress is not None:
