@@ -4,6 +4,7 @@ ConversionError
 ├── CheckpointError         the checkpoint is damaged, incomplete or contradicts itself
 ├── UnsupportedModelError   the checkpoint is whole, but llama.cpp's gptneox cannot express it
 ├── DownloadError           the Hub did not give it
+├── ImatrixError            the importance matrix is damaged, of another model, or none at all
 └── OutputError             the result cannot be written: disk, memory, an existing file
 """
 
@@ -24,6 +25,10 @@ class UnsupportedModelError(ConversionError):
 
 class DownloadError(ConversionError):
     """The Hub did not give the checkpoint: missing, gated, or not reachable."""
+
+
+class ImatrixError(ConversionError):
+    """The importance matrix is damaged, was made of another model, or the file is none at all."""
 
 
 class OutputError(ConversionError):

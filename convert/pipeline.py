@@ -210,20 +210,28 @@ def _write_chunk(
     for planned, file in zip(outputs, files, strict=True):
         entry = planned.tensors[tensor.name]
         if entry.ggml_type not in blocks:
-            blocks[entry.ggml_type] = _encode(source, data, entry.ggml_type, tensor)
+            blocks[entry.ggml_type] = _encode(
+                source, data, entry.ggml_type, tensor, planned.importance.get(tensor.name)
+            )
         rows = tensor.shape[0]
         file.write_at(planned.position(tensor.name) + start * (entry.nbytes // rows), blocks[entry.ggml_type])
     return data.size
 
 
-def _encode(source: StoredTensor, data: NDArray[Any], ggml_type: GGMLQuantizationType, tensor: Tensor) -> NDArray[Any]:
+def _encode(
+    source: StoredTensor,
+    data: NDArray[Any],
+    ggml_type: GGMLQuantizationType,
+    tensor: Tensor,
+    importance: NDArray[np.float32] | None,
+) -> NDArray[Any]:
     if stores_as(source.dtype, ggml_type):
         return np.ascontiguousarray(data)
     rows = source.to_float32(data)
     if ggml_type == GGMLQuantizationType.F32:
         return np.ascontiguousarray(rows)
     try:
-        return quantize_rows(rows, ggml_type)
+        return quantize_rows(rows, ggml_type, importance)
     except CheckpointError as error:
         raise CheckpointError(
             f"The tensor {tensor.source} cannot be written: {error}.", "Convert this model with --quant F32."
