@@ -203,7 +203,7 @@ def _value(reader: GGUFReader, key: str) -> Any:
 
 def _activations(sums: ReaderTensor, counts: ReaderTensor) -> Activations:
     count = _row(counts)
-    if count.size != 1 or not (count[0] >= 0 and count[0] % 1 == 0):
+    if count.size != 1 or count[0] < 0 or not float(count[0]).is_integer():
         raise ImatrixError(f"The importance matrix has no number of tokens in {counts.name}.", _MAKE_AGAIN)
     return Activations(_row(sums), int(count[0]))
 

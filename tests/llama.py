@@ -54,7 +54,7 @@ def write_imatrix(
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64
 
     def call(name: str, restype: Any, *arguments: tuple[Any, Any]) -> Any:
-        return ggml.function(name, restype, [kind for kind, _ in arguments])(*(value for _, value in arguments))
+        return ggml.function(name, restype, tuple(kind for kind, _ in arguments))(*(value for _, value in arguments))
 
     context = call("ggml_init", pointer, (_InitParams, _InitParams(1 << 24, None, False)))
     file = call("gguf_init_empty", pointer)
