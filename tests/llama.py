@@ -23,12 +23,9 @@ def quantize(
     params.ftype = int(file_type)
     params.nthread = 2
     if imatrix is not None:
-        data = [
-            (name.encode(), weights.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), weights.size)
-            for name, weights in imatrix.items()
-        ]
-        entries = (llama_cpp.llama_model_imatrix_data * (len(data) + 1))(*data)
-        params.imatrix = entries
+        entry, floats = llama_cpp.llama_model_imatrix_data, ctypes.POINTER(ctypes.c_float)
+        data = [entry(name.encode(), w.ctypes.data_as(floats), w.size) for name, w in imatrix.items()]
+        params.imatrix = (entry * (len(data) + 1))(*data)
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0
     return target
 

@@ -24,9 +24,8 @@ QKV, DOWN = "blk.0.attn_qkv.weight", "blk.0.ffn_down.weight"
 COLUMNS = {QKV: 256, DOWN: 511}
 
 
-def small_matrix(**fields: Any) -> ImportanceMatrix:
-    entries = {QKV: Activations(np.ones(4, np.float32), 7)}
-    return ImportanceMatrix(**{"entries": entries, "datasets": ["a.txt"], "chunk_count": 1, "chunk_size": 8} | fields)
+def small_matrix(activations: Activations | None = None) -> ImportanceMatrix:
+    return ImportanceMatrix({QKV: activations or Activations(np.ones(4, np.float32), 7)}, ["a.txt"], 1, 8)
 
 
 # Reading and writing
@@ -105,7 +104,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_that_was_there(
 
 def test_the_weights_are_the_mean_squares_in_float32() -> None:
     sums = np.array([1.0, 1e-8, 3e37, 0.0], np.float32)
-    matrix = small_matrix(entries={QKV: Activations(sums, 3)})
+    matrix = small_matrix(Activations(sums, 3))
 
     weights = matrix.weights(QKV)
 
@@ -115,7 +114,7 @@ def test_the_weights_are_the_mean_squares_in_float32() -> None:
 
 
 def test_a_weight_that_no_token_reached_has_ones_and_one_without_data_none() -> None:
-    matrix = small_matrix(entries={QKV: Activations(np.zeros(3, np.float32), 0)})
+    matrix = small_matrix(Activations(np.zeros(3, np.float32), 0))
 
     assert np.array_equal(matrix.weights(QKV), [1.0, 1.0, 1.0])  # type: ignore[arg-type]
     assert matrix.weights(DOWN) is None
@@ -263,4 +262,4 @@ def test_a_file_with_flipped_bits_is_read_or_refused(tmp_path: Path) -> None:
 )
 def test_a_matrix_is_checked_when_it_is_made(activations: Activations) -> None:
     with pytest.raises(ImatrixError, match=QKV):
-        small_matrix(entries={QKV: activations})
+        small_matrix(activations)

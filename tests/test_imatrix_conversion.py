@@ -156,15 +156,13 @@ def test_with_the_same_matrix_it_is_up_to_date_wherever_that_lies(
     assert identity(path) == before
 
 
-@pytest.mark.parametrize("other", ["another", "another name", "none"])
-def test_with_another_matrix_it_is_replaced_only_by_force(checkpoint: Path, tmp_path: Path, other: str) -> None:
+@pytest.mark.parametrize(("name", "seed"), [("imatrix.gguf", 1), ("renamed.gguf", 0), (None, 0)])
+def test_with_another_matrix_it_is_replaced_only_by_force(
+    checkpoint: Path, tmp_path: Path, name: str | None, seed: int
+) -> None:
     (path,) = converted(checkpoint, tmp_path, "Q4_0", imatrix=matrix_file(tmp_path / "imatrix.gguf"))
     first = path.read_bytes()
-    imatrix = {
-        "another": lambda: matrix_file(tmp_path / "imatrix.gguf", seed=1),
-        "another name": lambda: matrix_file(tmp_path / "renamed.gguf"),
-        "none": lambda: None,
-    }[other]()
+    imatrix = None if name is None else matrix_file(tmp_path / name, seed)
 
     with pytest.raises(OutputError, match=r"exists already, .* with these options\.\nGive --force"):
         converted(checkpoint, tmp_path, "Q4_0", imatrix=imatrix)
