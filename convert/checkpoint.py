@@ -32,11 +32,13 @@ _AGAIN = "Download the checkpoint again, or check that it was copied whole."
 class StoredTensor:
     """A tensor as it lies in a shard: (rows, columns) or (values,), not read before it is indexed.
 
-    `data` is float32, float16, or for BF16 the raw uint16.
+    `data` is float32, float16, or for BF16 the raw uint16. `position` is where it begins in the file, in bytes; for a
+    `.bin`, in bytes from the file's first tensor.
     """
 
     dtype: Dtype
     data: NDArray[Any]
+    position: int = 0
 
     def is_finite(self, data: NDArray[Any]) -> bool:
         """Whether `data`, values of this tensor as stored, hold neither NaN nor infinity."""
@@ -174,12 +176,13 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
             continue
         dtype = _known_dtype(info["dtype"], name)
         shape = tuple(info["shape"])
+        position = data_start + info["data_offsets"][0]
         data: NDArray[Any] = (
-            np.memmap(path, _NUMPY_DTYPES[dtype], "r", data_start + info["data_offsets"][0], shape)
+            np.memmap(path, _NUMPY_DTYPES[dtype], "r", position, shape)
             if np.prod(shape)
             else np.empty(shape, _NUMPY_DTYPES[dtype])
         )
-        tensors[name] = StoredTensor(dtype, data)
+        tensors[name] = StoredTensor(dtype, data, position)
     return tensors
 
 
@@ -216,6 +219,7 @@ def _read_bin(path: Path) -> dict[str, StoredTensor]:
             "Save the model with save_pretrained, or its state_dict() alone with torch.save.",
         )
     tensors = {}
+    first = min((tensor.data_ptr() for tensor in state.values()), default=0)
     for name, tensor in state.items():
         if is_buffer(str(name)):
             continue
@@ -224,7 +228,8 @@ def _read_bin(path: Path) -> dict[str, StoredTensor]:
             name,
         )
         data = tensor.detach()  # parameters have a gradient to follow, and then no array
-        tensors[str(name)] = StoredTensor(dtype, (data.view(torch.uint16) if dtype == "BF16" else data).numpy())
+        array = (data.view(torch.uint16) if dtype == "BF16" else data).numpy()
+        tensors[str(name)] = StoredTensor(dtype, array, tensor.data_ptr() - first)
     return tensors
 
 

@@ -2,15 +2,18 @@
 
     shard --checkpoint--> rows as stored --gpt_neox--> rows in GGUF's order --quantize--> blocks --output--> .partial
 
-Chunks go to a pool of threads; the work there is C without the GIL. Memory is bounded by the chunks in flight.
+One thread reads the shards ahead and hashes them (`reading`). Chunks go to a pool of threads, in the order in which
+they lie in the file; the work there is compiled code without the GIL. Memory is bounded by the chunks in flight.
 """
 
-import threading
-from collections import deque
+import logging
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,9 @@ from convert.mixtures import Mixture
 from convert.output import OutputFile
 from convert.plan import CHUNK_WEIGHTS, Plan, PlannedOutput, check_shard, stores_as
 from convert.quantize import quantize_rows
+from convert.reading import ShardReader
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the checkpoint that are done and those in all, a weight counted as two bytes."""
@@ -56,7 +62,7 @@ def convert(checkpoint: Checkpoint, plan: Plan, recipe: Recipe, progress: Progre
     """
     done = 0
     total = plan.n_weights
-    stop_hashing = threading.Event()
+    stages = Stages()
     source = None
     if checkpoint.fetch is None:
         source = source_record(checkpoint, plan)
@@ -65,30 +71,32 @@ def convert(checkpoint: Checkpoint, plan: Plan, recipe: Recipe, progress: Progre
                 check_shard(checkpoint, shard, stored, plan)
     with ExitStack() as stack:
         files = [_open_output(planned, stack) for planned in plan.outputs]
-        hasher = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sha256"))
-        stack.callback(stop_hashing.set)
         pool = ThreadPoolExecutor(plan.n_threads, thread_name_prefix="quantize")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         hashes: dict[str, str] = {}
         try:
             for shard, tensors in _by_shard(checkpoint, plan.tensors).items():
-                with checkpoint.open_shard(shard) as stored:
+                with checkpoint.open_shard(shard) as stored, ShardReader(checkpoint.folder / shard) as reader:
                     if checkpoint.fetch is not None:
                         check_shard(checkpoint, shard, stored, plan)
-                    digest = hasher.submit(output.sha256, checkpoint.folder / shard, stop_hashing.is_set)
-                    for n_weights in _quantize_shard(tensors, stored, plan, files, pool):
+                    for n_weights in _quantize_shard(tensors, stored, plan, files, pool, reader, stages):
                         done += n_weights
                         if progress is not None:
                             progress(2 * done, 2 * total)
-                    hashes[shard] = digest.result()
-            for file in files:
-                file.close()
+                    with stages.waiting("the reader"):
+                        hashes[shard] = reader.sha256()
+            with stages.waiting("the disk to have the output"):
+                for file in files:
+                    file.close()
             if source is not None and source != source_record(checkpoint, plan):
                 raise CheckpointError(
                     f"The checkpoint in {checkpoint.folder} changed while it was being converted.",
                     "Wait until its download or training has ended, then run the same command again.",
                 )
-            return _publish(plan, files, source_record(checkpoint, plan, hashes), recipe)
+            with stages.waiting("the check of the output"):
+                results = _publish(plan, files, source_record(checkpoint, plan, hashes), recipe)
+            stages.log()
+            return results
         except OSError as error:
             raise OutputError(
                 f"Reading or writing failed: {error}.",
@@ -158,64 +166,121 @@ def _by_shard(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> dict[str, li
     return by_shard
 
 
+Seconds = defaultdict[str, float]
+"""Time by what it went into."""
+
+
+class Stages:
+    """Where the time goes: what the conversion waits for, and what the threads that quantize are busy with."""
+
+    def __init__(self) -> None:
+        self.waited: Seconds = defaultdict(float)
+        self.busy: Seconds = defaultdict(float)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Counts the time of the context as waiting for `what`."""
+        started = time.perf_counter()
+        yield
+        self.waited[what] += time.perf_counter() - started
+
+    def worked(self, seconds: Seconds) -> None:
+        """Counts what a thread was busy with."""
+        for what, spent in seconds.items():
+            self.busy[what] += spent
+
+    def log(self) -> None:
+        """Say it, for `--verbose`."""
+        for title, seconds in (("waited for", self.waited), ("threads were busy with", self.busy)):
+            _log.info("%s: %s", title, ", ".join(f"{what} {spent:.1f} s" for what, spent in seconds.items()))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows [start, stop) of a tensor."""
+
+    tensor: Tensor
+    source: StoredTensor
+    start: int
+    stop: int
+
+    @property
+    def needs(self) -> int:
+        """Where in the shard the last byte of it lies; rows that are put in another order come from all over."""
+        rows = self.stop if self.tensor.row_order is None else self.tensor.shape[0]
+        return self.source.position + self.source.data[:1].nbytes * rows
+
+
 def _quantize_shard(
     tensors: Sequence[Tensor],
     stored: Mapping[str, StoredTensor],
     plan: Plan,
     files: Sequence[OutputFile],
     pool: ThreadPoolExecutor,
+    reader: ShardReader,
+    stages: Stages,
 ) -> Iterator[int]:
     """Quantize and write the tensors of a shard; yields the number of weights of each chunk that is done."""
-    in_flight: deque[Future[int]] = deque()
-    for tensor in tensors:
-        source = stored[tensor.source] if tensor.source is not None else _zeros(tensor.shape)
-        for start, stop in _chunks(tensor.shape):
-            if len(in_flight) >= 2 * plan.n_threads:
-                yield in_flight.popleft().result()
-            in_flight.append(pool.submit(_write_chunk, tensor, source, start, stop, plan.outputs, files))
+    in_flight: deque[tuple[_Chunk, Future[Seconds]]] = deque()
+
+    def finish() -> int:
+        chunk, future = in_flight.popleft()
+        with stages.waiting("the threads"):
+            stages.worked(future.result())
+        reader.used(chunk.source.position if chunk.tensor.row_order is not None else chunk.needs)
+        return (chunk.stop - chunk.start) * prod(chunk.tensor.shape[1:])
+
+    for chunk in _chunks(tensors, stored):
+        if len(in_flight) >= 2 * plan.n_threads:
+            yield finish()
+        with stages.waiting("the reader"):
+            reader.wait_for(chunk.needs)
+        in_flight.append((chunk, pool.submit(_write_chunk, chunk, plan.outputs, files)))
     while in_flight:
-        yield in_flight.popleft().result()
+        yield finish()
+
+
+def _chunks(tensors: Sequence[Tensor], stored: Mapping[str, StoredTensor]) -> Iterator[_Chunk]:
+    """Ranges of rows of about CHUNK_WEIGHTS weights, in the order of the file; a vector is one chunk."""
+    sources = [(tensor, _zeros(tensor.shape) if tensor.source is None else stored[tensor.source]) for tensor in tensors]
+    for tensor, source in sorted(sources, key=lambda pair: pair[1].position):
+        rows = tensor.shape[0]
+        step = rows if len(tensor.shape) == 1 else max(1, CHUNK_WEIGHTS // tensor.shape[1])
+        for start in range(0, rows, step):
+            yield _Chunk(tensor, source, start, min(start + step, rows))
 
 
 def _zeros(shape: tuple[int, ...]) -> StoredTensor:
     return StoredTensor("F32", np.zeros(shape, np.float32))
 
 
-def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of about CHUNK_WEIGHTS weights; a vector is one chunk."""
-    if len(shape) == 1:
-        yield 0, shape[0]
-        return
-    step = max(1, CHUNK_WEIGHTS // shape[1])
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])
-
-
-def _write_chunk(
-    tensor: Tensor,
-    source: StoredTensor,
-    start: int,
-    stop: int,
-    outputs: Sequence[PlannedOutput],
-    files: Sequence[OutputFile],
-) -> int:
-    """Read rows [start, stop) once, quantize them to each type that an output wants, write; the weights done."""
+def _write_chunk(chunk: _Chunk, outputs: Sequence[PlannedOutput], files: Sequence[OutputFile]) -> Seconds:
+    """Read the rows once, quantize them to each type that an output wants, write; the seconds that each took."""
+    tensor, source, start, stop = chunk.tensor, chunk.source, chunk.start, chunk.stop
+    seconds: Seconds = defaultdict(float)
+    clock = time.perf_counter
+    began = clock()
     data = source.data[start:stop] if tensor.row_order is None else source.data[tensor.row_order[start:stop]]
     if not source.is_finite(data):
         raise CheckpointError(
             f"The tensor {tensor.source} holds NaN or infinite weights.",
             "The checkpoint is damaged, or its training diverged; it cannot be converted.",
         )
+    seconds["reading"] += clock() - began
     blocks: dict[GGMLQuantizationType, NDArray[Any]] = {}
     for planned, file in zip(outputs, files, strict=True):
+        began = clock()
         entry = planned.tensors[tensor.name]
         if entry.ggml_type not in blocks:
             blocks[entry.ggml_type] = _encode(
                 source, data, entry.ggml_type, tensor, planned.importance.get(tensor.name)
             )
+        encoded = clock()
         rows = tensor.shape[0]
         file.write_at(planned.position(tensor.name) + start * (entry.nbytes // rows), blocks[entry.ggml_type])
-    return data.size
+        seconds["quantizing"] += encoded - began
+        seconds["writing"] += clock() - encoded
+    return seconds
 
 
 def _encode(

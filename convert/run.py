@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert import download, output
+from convert import download, output, quantize
 from convert.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_folder
 from convert.errors import ConversionError, OutputError
 from convert.imatrix import ImatrixFile, open_imatrix
@@ -167,6 +167,7 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
         say("No chat template: a base model, or one whose template is not known (see --chat-template).")
     if plan.imatrix is not None:
         _say_imatrix(plan.imatrix, plan.without_importance)
+    quantize.prepare({entry.ggml_type for planned in plan.outputs for entry in planned.tensors.values()}, say)
     with shown("converting") as progress:
         results = convert(checkpoint, plan, lambda m: _recipe(request, m, plan.imatrix), progress)
     for result in results:

@@ -51,6 +51,17 @@ def test_without_a_name_it_is_the_newest() -> None:
     assert find_model() == newest
 
 
+def test_what_is_no_file_is_no_model() -> None:
+    store = models_dir()
+    store.mkdir(parents=True)
+    (store / "unplugged.gguf").symlink_to("/nowhere/unplugged.gguf")
+    (store / "folder.gguf").mkdir()
+    assert stored_models() == []
+    with pytest.raises(ModelNotFoundError, match="no model called 'folder'"):
+        remove_model("folder")
+    assert (store / "folder.gguf").is_dir()
+
+
 def test_an_empty_store_says_how_to_fill_it() -> None:
     with pytest.raises(ModelNotFoundError, match="make convert"):
         find_model()

@@ -24,7 +24,7 @@ CONVERSION_DISK = 30 * 10**9
 SCARCE_DISK = 10**9
 """Bytes free under which a disk is nearly full: sessions, settings and partial files no longer find room."""
 
-MODEL_MEMORY = {"Q4_K_M": 8.3e9, "Q3_K_M": 7.0e9}
+MODEL_MEMORY = {"Q4_K_M": 8.6e9, "Q3_K_M": 7.4e9}
 """Bytes of memory that the 10B takes with 2048 tokens of context, in the default mixture and in the smallest."""
 
 

@@ -127,8 +127,9 @@ def _section(manifest: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def stored_models() -> list[StoredModel]:
-    """All models in the store, by name."""
-    return [StoredModel(path, _read_json(path.with_suffix(".json"))) for path in sorted(models_dir().glob("*.gguf"))]
+    """All models in the store, by name. A link to a disk that is not there, or a folder, is none."""
+    paths = sorted(path for path in models_dir().glob("*.gguf") if path.is_file())
+    return [StoredModel(path, _read_json(path.with_suffix(".json"))) for path in paths]
 
 
 def stored_model(name: str) -> StoredModel:
