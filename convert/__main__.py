@@ -25,6 +25,9 @@ def main(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the result; default: where the program looks.")
     ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="An importance matrix of this model, as llama-imatrix writes it.")
+    ] = None,
     low_disk: Annotated[
         bool, typer.Option("--low-disk", help="Fetch, convert and delete one shard after the other.")
     ] = False,
@@ -55,6 +58,7 @@ def main(
         force=force,
         chat_template=chat_template,
         threads=threads,
+        imatrix=imatrix,
     )
     try:
         paths = run(request)

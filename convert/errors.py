@@ -5,6 +5,7 @@ ConversionError
 ├── UnsupportedModelError   the checkpoint is whole, but llama.cpp's gptneox cannot express it
 ├── DownloadError           the Hub did not give it
 ├── TextsError              the texts for calibration or verification cannot be used
+├── ImatrixError            the importance matrix is damaged, of another model, or none at all
 └── OutputError             the result cannot be written: disk, memory, an existing file
 """
 
@@ -29,6 +30,10 @@ class DownloadError(ConversionError):
 
 class TextsError(ConversionError):
     """The texts for calibration or verification cannot be read, or are in no form that is known."""
+
+
+class ImatrixError(ConversionError):
+    """The importance matrix is damaged, was made of another model, or the file is none at all."""
 
 
 class OutputError(ConversionError):

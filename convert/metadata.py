@@ -13,6 +13,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from convert.gpt_neox import Hyperparameters
+from convert.imatrix import ImatrixFile
 from convert.mixtures import Mixture
 from convert.vocab import PRE_TOKENIZER, Vocabulary
 
@@ -20,6 +21,11 @@ ARCHITECTURE = "gptneox"
 REPOSITORY_KEY = "general.source.huggingface.repository"
 REVISION_KEY = "weblab_local.source.revision"
 NORMALIZER_KEY = "weblab_local.tokenizer.normalizer"
+
+IMATRIX_FILE_KEY = "quantize.imatrix.file"
+IMATRIX_DATASET_KEY = "quantize.imatrix.dataset"
+IMATRIX_ENTRIES_KEY = "quantize.imatrix.entries_count"
+IMATRIX_CHUNKS_KEY = "quantize.imatrix.chunks_count"
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -80,6 +86,7 @@ def header_bytes(
     vocabulary: Vocabulary,
     mixture: Mixture,
     tensors: Sequence[TensorEntry],
+    imatrix: ImatrixFile | None = None,
 ) -> bytes:
     """All of the GGUF that comes before the tensors' data, padded to the alignment."""
     with tempfile.TemporaryDirectory() as folder:
@@ -88,6 +95,8 @@ def header_bytes(
         _add_general(writer, card, mixture, sum(_n_weights(tensor.shape) for tensor in tensors))
         _add_hyperparameters(writer, hparams)
         _add_tokenizer(writer, vocabulary, hparams, card.chat_template)
+        if imatrix is not None:
+            _add_imatrix(writer, imatrix)
         for tensor in tensors:
             writer.add_tensor_info(tensor.name, tensor.shape, _FLOAT32, tensor.nbytes, raw_dtype=tensor.ggml_type)
         writer.write_header_to_file()
@@ -153,3 +162,13 @@ def _add_tokenizer(
     writer.add_string(NORMALIZER_KEY, vocabulary.normalizer)
     if chat_template:
         writer.add_chat_template(chat_template)
+
+
+def _add_imatrix(writer: gguf.GGUFWriter, imatrix: ImatrixFile) -> None:
+    """What llama-quantize writes of an importance matrix, but no folder of the machine it was made on."""
+    writer.add_string(IMATRIX_FILE_KEY, imatrix.name)
+    if imatrix.datasets:
+        writer.add_string(IMATRIX_DATASET_KEY, imatrix.datasets[0])
+    writer.add_uint32(IMATRIX_ENTRIES_KEY, len(imatrix.matrix.entries))
+    if imatrix.matrix.chunk_count:
+        writer.add_uint32(IMATRIX_CHUNKS_KEY, imatrix.matrix.chunk_count)

@@ -128,7 +128,10 @@ def _publish(plan: Plan, files: Sequence[OutputFile], source: Mapping[str, Any],
     results = []
     for planned, file in zip(plan.outputs, files, strict=True):
         check_written(planned, file.partial)
-        result = Result(file.path, planned.size, output.sha256(file.partial))
+    with ThreadPoolExecutor(plan.n_threads, thread_name_prefix="sha256") as pool:
+        hashes = list(pool.map(output.sha256, [file.partial for file in files]))
+    for planned, file, sha256 in zip(plan.outputs, files, hashes, strict=True):
+        result = Result(file.path, planned.size, sha256)
         output.stage_manifest(file.path, _manifest(source, recipe(planned.mixture), result))
         results.append(result)
     for file in files:
@@ -266,10 +269,13 @@ def _write_chunk(chunk: _Chunk, outputs: Sequence[PlannedOutput], files: Sequenc
             f"The tensor {tensor.source} holds NaN or infinite weights.",
             "The checkpoint is damaged, or its training diverged; it cannot be converted.",
         )
-    wanted = {planned.tensors[tensor.name].ggml_type for planned in outputs}
+    wanted = {planned.tensors[tensor.name].ggml_type: planned.importance.get(tensor.name) for planned in outputs}
     began, seconds["reading"] = clock(), clock() - began
     rows = None if all(stores_as(source.dtype, ggml_type) for ggml_type in wanted) else source.to_float32(data)
-    blocks = {ggml_type: _encode(source, data, rows, ggml_type, tensor) for ggml_type in wanted}
+    blocks = {
+        ggml_type: _encode(tensor, source, data, rows, ggml_type, importance)
+        for ggml_type, importance in wanted.items()
+    }
     began, seconds["quantizing"] = clock(), clock() - began
     for planned, file in zip(outputs, files, strict=True):
         entry = planned.tensors[tensor.name]
@@ -280,11 +286,12 @@ def _write_chunk(chunk: _Chunk, outputs: Sequence[PlannedOutput], files: Sequenc
 
 
 def _encode(
+    tensor: Tensor,
     source: StoredTensor,
     data: NDArray[Any],
     rows: NDArray[np.float32] | None,
     ggml_type: GGMLQuantizationType,
-    tensor: Tensor,
+    importance: NDArray[np.float32] | None,
 ) -> NDArray[Any]:
     """The bytes of `data`, which as float32 are `rows`, in an output where the tensor has `ggml_type`."""
     if rows is None or stores_as(source.dtype, ggml_type):
@@ -292,7 +299,7 @@ def _encode(
     if ggml_type == GGMLQuantizationType.F32:
         return np.ascontiguousarray(rows)
     try:
-        return quantize_rows(rows, ggml_type)
+        return quantize_rows(rows, ggml_type, importance)
     except CheckpointError as error:
         raise CheckpointError(
             f"The tensor {tensor.source} cannot be written: {error}.", "Convert this model with --quant F32."

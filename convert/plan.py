@@ -3,15 +3,18 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
 
 from convert.checkpoint import Checkpoint, Dtype, StoredTensor, read_json
 from convert.errors import CheckpointError, OutputError
 from convert.gpt_neox import Hyperparameters, Tensor, hyperparameters, is_buffer, map_tensors
+from convert.imatrix import ImatrixFile
 from convert.metadata import ModelCard, TensorEntry, header_bytes, tensor_table
 from convert.mixtures import Mixture, tensor_type
 from convert.progress import format_bytes
@@ -26,12 +29,17 @@ _BYTES_PER_CHUNK_WEIGHT = 4 + 4 + 4
 
 @dataclass(frozen=True)
 class PlannedOutput:
-    """One GGUF to be written: `header` comes first, then each tensor at `offset` from the header's end."""
+    """One GGUF to be written: `header` comes first, then each tensor at `offset` from the header's end.
+
+    `importance` weighs the columns of the tensors that an importance matrix has data for: float32 (n_columns,). It is
+    the same for all outputs of a plan.
+    """
 
     mixture: Mixture
     path: Path
     header: bytes
     tensors: Mapping[str, TensorEntry]
+    importance: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -54,6 +62,7 @@ class Plan:
     tensors: Sequence[Tensor]
     outputs: Sequence[PlannedOutput]
     n_threads: int
+    imatrix: ImatrixFile | None = None
 
     def only(self, outputs: Sequence[PlannedOutput]) -> "Plan":
         """The same plan for some of its outputs."""
@@ -63,6 +72,12 @@ class Plan:
     def n_weights(self) -> int:
         """Parameters of the model."""
         return sum(_count(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def without_importance(self) -> list[str]:
+        """The matrices that the importance matrix has no data for."""
+        known = self.imatrix.matrix.entries if self.imatrix else {}
+        return [tensor.name for tensor in self.tensors if len(tensor.shape) == 2 and tensor.name not in known]
 
     @property
     def memory(self) -> int:
@@ -80,25 +95,29 @@ def make_plan(
     mixtures: Sequence[Mixture],
     output_folder: Path,
     n_threads: int | None = None,
-    has_imatrix: bool = False,
+    imatrix: ImatrixFile | None = None,
 ) -> Plan:
-    """Plan the conversion from config.json, tokenizer.json and the tensors' names. No weight is read."""
+    """Plan the conversion from config.json, tokenizer.json, the tensors' names and an importance matrix.
+
+    No weight is read. Raises ConversionError where these do not belong together.
+    """
     hparams = hyperparameters(checkpoint.config)
     vocabulary = read_vocabulary(read_json(checkpoint.folder / "tokenizer.json"), hparams.vocab_size)
     names = [name for name in checkpoint.weight_map if not _is_unused_head(name, hparams)]
     tensors = map_tensors(hparams, names)
     shapes = {tensor.name: tensor.shape for tensor in tensors}
+    importance = imatrix.importance(shapes) if imatrix else {}
     outputs = []
     for mixture in mixtures:
         types = {
-            name: tensor_type(mixture, name, shape, hparams.num_hidden_layers, has_imatrix)
+            name: tensor_type(mixture, name, shape, hparams.num_hidden_layers, imatrix is not None)
             for name, shape in shapes.items()
         }
         table = tensor_table(shapes, types)
-        header = header_bytes(card, hparams, vocabulary, mixture, table)
+        header = header_bytes(card, hparams, vocabulary, mixture, table, imatrix)
         path = output_folder / f"{card.name}-{mixture.name}.gguf"
-        outputs.append(PlannedOutput(mixture, path, header, {entry.name: entry for entry in table}))
-    return Plan(hparams, vocabulary, card, tensors, outputs, n_threads or available_cores())
+        outputs.append(PlannedOutput(mixture, path, header, {entry.name: entry for entry in table}, importance))
+    return Plan(hparams, vocabulary, card, tensors, outputs, n_threads or available_cores(), imatrix)
 
 
 def available_cores() -> int:

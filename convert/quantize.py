@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 
 import numpy as np
-from gguf import QK_K, GGMLQuantizationType, quant_shape_to_byte_shape
+from gguf import GGML_QUANT_SIZES, QK_K, GGMLQuantizationType, quant_shape_to_byte_shape
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError
@@ -28,12 +28,11 @@ Kernel = Callable[
 
 
 def prepare(ggml_types: Iterable[GGMLQuantizationType], say: Callable[[str], None]) -> None:
-    """Choose the implementation for each of these types; kernels are compiled now, which `say` announces."""
-    for ggml_type in ggml_types:
-        if _needs_compiling(ggml_type):
-            say("Compiling the quantization kernels for this processor: up to half a minute, once per machine.")
-            break
-    for ggml_type in ggml_types:
+    """Choose the implementation for each quantized type of these; kernels are compiled now, which `say` announces."""
+    quantized = [ggml_type for ggml_type in ggml_types if GGML_QUANT_SIZES[ggml_type][0] > 1]
+    if any(map(_needs_compiling, quantized)):
+        say("Compiling the quantization kernels for this processor: up to half a minute, once per machine.")
+    for ggml_type in quantized:
         kernel_for(ggml_type)
 
 

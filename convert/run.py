@@ -11,6 +11,7 @@ from typing import Any
 from convert import download, output, quantize
 from convert.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_folder
 from convert.errors import ConversionError, OutputError
+from convert.imatrix import ImatrixFile, open_imatrix
 from convert.low_disk import LowDiskFolder
 from convert.mixtures import MIXTURES, Mixture, mixture
 from convert.pipeline import convert, source_record
@@ -32,6 +33,7 @@ class Request:
     force: bool = False
     chat_template: ChatTemplateChoice = "auto"
     threads: int | None = None
+    imatrix: Path | None = None
 
 
 def run(request: Request) -> list[Path]:
@@ -39,6 +41,7 @@ def run(request: Request) -> list[Path]:
     mixtures = list(dict.fromkeys(mixture(name) for name in request.quantizations))
     if not mixtures:
         raise ConversionError("No quantization was given.", f"Choose from: {', '.join(MIXTURES)}.")
+    imatrix = open_imatrix(request.imatrix.expanduser()) if request.imatrix else None
     try:
         request.output_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,30 +51,32 @@ def run(request: Request) -> list[Path]:
     with output.exclusive(request.output_folder):
         try:
             if Path(request.source).expanduser().exists() or not download.is_hub_id(request.source):
-                return _from_folder(request, mixtures)
-            return _from_hub(request, mixtures)
+                return _from_folder(request, mixtures, imatrix)
+            return _from_hub(request, mixtures, imatrix)
         except OSError as error:
             raise ConversionError(
                 f"Reading or writing failed: {error}.", "Check the disks' health and that you may read these files."
             ) from error
 
 
-def _from_folder(request: Request, mixtures: Sequence[Mixture]) -> list[Path]:
+def _from_folder(request: Request, mixtures: Sequence[Mixture], imatrix: ImatrixFile | None) -> list[Path]:
     folder = Path(request.source).expanduser()
     if request.revision is not None or request.low_disk:
         raise ConversionError("--revision and --low-disk are for checkpoints from the Hub, not for a folder.")
     require_checkpoint_folder(folder)
     source = local_source(folder)
     checkpoint = open_checkpoint(source.folder)
-    plan = _plan(request, source, checkpoint, mixtures)
+    plan = _plan(request, source, checkpoint, mixtures, imatrix)
     return _convert_what_is_needed(request, checkpoint, plan, source_record(checkpoint, plan))
 
 
-def _from_hub(request: Request, mixtures: Sequence[Mixture]) -> list[Path]:
+def _from_hub(request: Request, mixtures: Sequence[Mixture], imatrix: ImatrixFile | None) -> list[Path]:
     hub = download.find(request.source, request.revision, say)
     name = hub.repository.rpartition("/")[2]
     known = {"repository": hub.repository, "revision": hub.commit}
-    wanted = [m for m in mixtures if not _is_done(request, _path(request, name, m), known, m)]
+    wanted = [
+        m for m in mixtures if not _is_done(request, _path(request, name, m), known, _recipe(request, m, imatrix))
+    ]
     if not wanted:
         return [_path(request, name, m) for m in mixtures]
     with ExitStack() as stack:
@@ -84,7 +89,7 @@ def _from_hub(request: Request, mixtures: Sequence[Mixture]) -> list[Path]:
             checkpoint = open_checkpoint(download.download(hub, say))
             extra_disk = 0
         source = Source(name, checkpoint.folder, hub.repository, hub.commit)
-        plan = _plan(request, source, checkpoint, wanted)
+        plan = _plan(request, source, checkpoint, wanted, imatrix)
         _convert(request, checkpoint, plan, extra_disk)
     note = download.cache_note(hub)
     if note:
@@ -96,20 +101,21 @@ def _path(request: Request, name: str, mixture: Mixture) -> Path:
     return request.output_folder / f"{name}-{mixture.name}.gguf"
 
 
-def _recipe(request: Request, mixture: Mixture) -> dict[str, Any]:
-    return {"mixture": mixture.name, "chat_template": request.chat_template}
+def _recipe(request: Request, mixture: Mixture, imatrix: ImatrixFile | None) -> dict[str, Any]:
+    recipe: dict[str, Any] = {"mixture": mixture.name, "chat_template": request.chat_template}
+    return recipe if imatrix is None else recipe | {"imatrix": imatrix.record}
 
 
-def _is_done(request: Request, path: Path, source: dict[str, Any], mixture: Mixture) -> bool:
+def _is_done(request: Request, path: Path, source: dict[str, Any], recipe: dict[str, Any]) -> bool:
     """Whether the output is there and up to date. Raises OutputError when something else is there."""
     if request.force:
         return False
-    if output.is_up_to_date(path, source, _recipe(request, mixture)):
+    if output.is_up_to_date(path, source, recipe):
         say(f"{path} is up to date.")
         return True
     if path.exists():
         raise OutputError(
-            f"{path} exists already, and was not made from this checkpoint as it is now.",
+            f"{path} exists already, and was not made from this checkpoint as it is now with these options.",
             "Give --force to replace it (make convert FORCE=1), or choose another --output.",
         )
     return False
@@ -122,13 +128,21 @@ def _check_download(hub: download.HubCheckpoint) -> None:
         download.check_cache_room(missing)
 
 
-def _plan(request: Request, source: Source, checkpoint: Checkpoint, mixtures: Sequence[Mixture]) -> Plan:
+def _plan(
+    request: Request,
+    source: Source,
+    checkpoint: Checkpoint,
+    mixtures: Sequence[Mixture],
+    imatrix: ImatrixFile | None,
+) -> Plan:
     card = model_card(source, request.chat_template)
-    return make_plan(checkpoint, card, mixtures, request.output_folder, request.threads)
+    return make_plan(checkpoint, card, mixtures, request.output_folder, request.threads, imatrix)
 
 
 def _convert_what_is_needed(request: Request, checkpoint: Checkpoint, plan: Plan, source: dict[str, Any]) -> list[Path]:
-    wanted = [o for o in plan.outputs if not _is_done(request, o.path, source, o.mixture)]
+    wanted = [
+        o for o in plan.outputs if not _is_done(request, o.path, source, _recipe(request, o.mixture, plan.imatrix))
+    ]
     if wanted:
         _convert(request, checkpoint, plan.only(wanted), 0)
     return [o.path for o in plan.outputs]
@@ -151,13 +165,23 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
     )
     if not plan.card.chat_template:
         say("No chat template: a base model, or one whose template is not known (see --chat-template).")
+    if plan.imatrix is not None:
+        _say_imatrix(plan.imatrix, plan.without_importance)
     quantize.prepare({entry.ggml_type for planned in plan.outputs for entry in planned.tensors.values()}, say)
     with shown("converting") as progress:
-        results = convert(checkpoint, plan, lambda m: _recipe(request, m), progress)
+        results = convert(checkpoint, plan, lambda m: _recipe(request, m, plan.imatrix), progress)
     for result in results:
         say(f"{result.path}: {format_bytes(result.size)}, sha256 {result.sha256}")
     if plan.card.licence:
         say(f"Licence of the model: {plan.card.licence}" + _non_commercial(plan.card.licence))
+
+
+def _say_imatrix(imatrix: ImatrixFile, without: Sequence[str]) -> None:
+    texts = ", ".join(imatrix.datasets) or "texts that it does not name"
+    say(f"importance matrix {imatrix.name}: {imatrix.matrix.n_tokens} tokens of {texts}")
+    if without:
+        more = f" and {len(without) - 3} others" if len(without) > 3 else ""
+        say(f"It has no data for {', '.join(without[:3])}{more}, which will be quantized without.")
 
 
 def next_step(paths: Sequence[Path]) -> str:
