@@ -163,6 +163,16 @@ def quantize(
         else:
             steps, offsets = _affine_scales(kind, trials, rows, weights, blocks, trusted)
         trusted &= (np.isfinite(steps) & (steps != 0) & np.isfinite(offsets)).all(axis=1)
+    trusted &= write_levels(kind, rows, steps, offsets, blocks)
+    return blocks, np.flatnonzero(~trusted)
+
+
+def write_levels(kind: BlockType, rows: Floats, steps: Floats, offsets: Floats, blocks: Bytes) -> Bools:
+    """Write the level of every weight into `blocks` (n_super_blocks, bytes), for given steps and offsets of the blocks.
+
+    `steps` and `offsets` are (n_super_blocks, blocks in each). Which super-blocks can be relied on: (n_super_blocks,).
+    """
+    trusted = np.ones(len(blocks), np.bool_)
     layout = kind.layout
     _write_levels(
         rows.reshape(-1),
@@ -179,7 +189,7 @@ def quantize(
         (1 << layout.high_bits * np.arange(layout.high.shape[1])).astype(_F),
         trusted,
     )
-    return blocks, np.flatnonzero(~trusted)
+    return trusted
 
 
 def widen(halves: NDArray[np.float16]) -> Floats:
@@ -264,17 +274,17 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _LANES_VERSION = f"-{zlib.crc32(Path(lanes.__file__).read_bytes()):08x}"
 
 
-def _compiled(function: _Function) -> _Function:
+def compiled(function: _Function) -> _Function:
     """Compile for this processor on the first call, keep the result on disk, run without the GIL.
 
     Numba makes a cached function anew when this file changes, but does not see `lanes`: that goes into the name.
     """
     function.__qualname__ += _LANES_VERSION
-    compiled: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    return compiled  # type: ignore[no-any-return]  # it is called like the function
+    result: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return result  # type: ignore[no-any-return]  # it is called like the function
 
 
-@_compiled
+@compiled
 def _widen(halves: NDArray[np.uint16], bits: NDArray[np.uint32], values: Floats) -> None:
     """Sign, exponent and fraction moved to their places in float32; 2^112 makes up for the exponents' other zero."""
     for i in range(len(halves)):
@@ -286,14 +296,14 @@ def _widen(halves: NDArray[np.uint16], bits: NDArray[np.uint32], values: Floats)
         values[i] *= _WIDEN
 
 
-@_compiled
+@compiled
 def _level(value: Lanes, lowest: Lanes, highest: Lanes) -> Lanes:
     level = rint(value)
     level = where(level < highest, level, highest)
     return where(level > lowest, level, lowest)
 
 
-@_compiled
+@compiled
 def _load_tile(x: Floats, first: int, n: int, tile: Floats) -> None:
     """Blocks `first` to `first + 15` of n weights, turned: the blocks' element i lies in the lanes at 16 * i."""
     for lane in range(LANES):
@@ -302,7 +312,7 @@ def _load_tile(x: Floats, first: int, n: int, tile: Floats) -> None:
             tile[i * LANES + lane] = block[i]
 
 
-@_compiled
+@compiled
 def _load_importance(importance: Floats, n_columns: int, first: int, n: int, tile: Floats) -> None:
     """The columns' weights of these blocks, turned in the same way."""
     for lane in range(LANES):
@@ -312,7 +322,7 @@ def _load_importance(importance: Floats, n_columns: int, first: int, n: int, til
             tile[i * LANES + lane] = block[i]
 
 
-@_compiled
+@compiled
 def _weigh_plain(x: Floats, n: int, weights: Floats) -> None:
     """Each weight counts as much as its own size and the block's root mean square."""
     total = splat(_ZERO)
@@ -324,14 +334,14 @@ def _weigh_plain(x: Floats, n: int, weights: Floats) -> None:
         store(weights, i * LANES, mean + absolute(load(x, i * LANES)))
 
 
-@_compiled
+@compiled
 def _weigh_by_importance(x: Floats, n: int, variance: Lanes, weights: Floats) -> None:
     for i in range(n):
         value = load(x, i * LANES)
         store(weights, i * LANES, load(weights, i * LANES) * sqrt(variance + value * value))
 
 
-@_compiled
+@compiled
 def _double_mean_square(super_block: Floats) -> np.float32:
     total = _ZERO
     for value in super_block:
@@ -339,7 +349,7 @@ def _double_mean_square(super_block: Floats) -> np.float32:
     return _TWO * total / _SUPER_BLOCK
 
 
-@_compiled
+@compiled
 def _search_affine(
     x: Floats,
     importance: Floats,
@@ -428,7 +438,7 @@ def _search_affine(
             trusted[base // per_super_block : (base + LANES) // per_super_block] = False
 
 
-@_compiled
+@compiled
 def _search_symmetric(
     x: Floats,
     importance: Floats,
@@ -483,12 +493,12 @@ def _search_symmetric(
             trusted[base // LANES] = False
 
 
-@_compiled
+@compiled
 def _nearest(value: np.float32) -> np.float32:
     return value + _MAGIC - _MAGIC
 
 
-@_compiled
+@compiled
 def _round_scales(
     values: Floats, weights: Floats, highest: np.float32, units: Floats, levels: Bytes, trusted: Bools
 ) -> None:
@@ -551,7 +561,7 @@ def _round_scales(
             units[row] = sum_xl / sum_l2
 
 
-@_compiled
+@compiled
 def _write_levels(
     x: Floats,
     steps: Floats,

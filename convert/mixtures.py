@@ -7,8 +7,9 @@ Mirrors `llama_tensor_get_type_impl` and `tensor_type_fallback` in llama.cpp's `
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 
-from gguf import GGML_QUANT_SIZES, LlamaFileType
+from gguf import GGML_QUANT_SIZES, LlamaFileType, quant_shape_to_byte_shape
 from gguf import GGMLQuantizationType as T
 
 from convert.errors import UnsupportedModelError
@@ -40,12 +41,16 @@ def _always(_: Layer) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """`base` for every matrix, except where one of `exceptions` holds: {tensor: [(rule, type), ...]}, first match."""
+    """`base` for every matrix, except where one of `exceptions` holds: {tensor: [(rule, type), ...]}, first match.
+
+    The matrices of one that is `compensated` are rounded with regard to their inputs, see compensation.py.
+    """
 
     name: str
     file_type: LlamaFileType
     base: T
     exceptions: Mapping[str, list[tuple[Rule, T]]] = field(default_factory=dict)
+    compensated: bool = False
 
 
 MIXTURES: dict[str, Mixture] = {
@@ -98,6 +103,11 @@ MIXTURES: dict[str, Mixture] = {
     )
 }
 
+W4 = Mixture("W4", LlamaFileType.MOSTLY_Q4_K_M, T.Q4_K, compensated=True)
+"""This project's own: Q4_K in all layers, with levels that make up for each other's errors; no larger than Q4_K_M."""
+
+ALL = {**MIXTURES, W4.name: W4}
+
 DEFAULT_MIXTURE = "Q4_K_M"
 
 FALLBACKS: dict[T, T] = {T.IQ4_XS: T.IQ4_NL, T.Q3_K: T.Q4_0, T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}
@@ -107,10 +117,33 @@ FALLBACKS: dict[T, T] = {T.IQ4_XS: T.IQ4_NL, T.Q3_K: T.Q4_0, T.Q4_K: T.Q5_0, T.Q
 def mixture(name: str) -> Mixture:
     """The mixture of that name, in any case. Raises UnsupportedModelError with the names there are."""
     try:
-        return MIXTURES[name.strip().upper()]
+        return ALL[name.strip().upper()]
     except KeyError:
-        known = ", ".join(MIXTURES)
+        known = ", ".join(ALL)
         raise UnsupportedModelError(f"There is no quantization called {name!r}.", f"Choose from: {known}.") from None
+
+
+def tensor_types(
+    mixture: Mixture, shapes: Mapping[str, tuple[int, ...]], n_layers: int, has_imatrix: bool = False
+) -> dict[str, T]:
+    """The ggml type of every tensor, from their shapes by GGUF name; see `tensor_type`."""
+    types = {name: tensor_type(mixture, name, shape, n_layers, has_imatrix) for name, shape in shapes.items()}
+    return _w4_types(types, shapes, n_layers) if mixture is W4 else types
+
+
+def _w4_types(types: dict[str, T], shapes: Mapping[str, tuple[int, ...]], n_layers: int) -> dict[str, T]:
+    """Where 4 bits hurt most, in embedding and output, 6 bits if the file is then no larger than Q4_K_M, else 5."""
+    ends = [name for name in ("token_embd.weight", "output.weight") if name in shapes]
+    limit = _n_bytes(tensor_types(MIXTURES["Q4_K_M"], shapes, n_layers), shapes)
+    for ggml_type in (T.Q6_K, T.Q5_K):
+        types |= {name: _fall_back(ggml_type, shapes[name][-1]) for name in ends}
+        if _n_bytes(types, shapes) <= limit:
+            break
+    return types
+
+
+def _n_bytes(types: Mapping[str, T], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(prod(quant_shape_to_byte_shape(shape, types[name])) for name, shape in shapes.items())
 
 
 def tensor_type(mixture: Mixture, name: str, shape: tuple[int, ...], n_layers: int, has_imatrix: bool = False) -> T:

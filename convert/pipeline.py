@@ -40,6 +40,9 @@ Progress = Callable[[int, int], None]
 Recipe = Callable[[Mixture], Mapping[str, Any]]
 """What decides an output's bytes besides the source, for the manifest."""
 
+Refine = Callable[[PlannedOutput, OutputFile], None]
+"""Called with an output that is written but for its name, to improve on it."""
+
 CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md")
 """Small files that have a say in the output, besides the shards."""
 
@@ -53,8 +56,14 @@ class Result:
     sha256: str
 
 
-def convert(checkpoint: Checkpoint, plan: Plan, recipe: Recipe, progress: Progress | None = None) -> list[Result]:
-    """Write all of the plan's outputs from one reading of the checkpoint.
+def convert(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    refine: Refine | None = None,
+) -> list[Result]:
+    """Write all of the plan's outputs from one reading of the checkpoint; `refine` those that are compensated.
 
     Either every output has its final name at the end, with a manifest beside it, or an exception is raised and
     nothing is left. Raises ConversionError; whatever else interrupts (KeyboardInterrupt) passes through after the
@@ -85,6 +94,9 @@ def convert(checkpoint: Checkpoint, plan: Plan, recipe: Recipe, progress: Progre
                             progress(2 * done, 2 * total)
                     with stages.waiting("the reader"):
                         hashes[shard] = reader.sha256()
+            for planned, file in zip(plan.outputs, files, strict=True):
+                if planned.mixture.compensated and refine is not None:
+                    refine(planned, file)
             with stages.waiting("the disk to have the output"):
                 for file in files:
                     file.close()

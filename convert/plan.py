@@ -16,7 +16,7 @@ from convert.errors import CheckpointError, OutputError
 from convert.gpt_neox import Hyperparameters, Tensor, hyperparameters, is_buffer, map_tensors
 from convert.imatrix import ImatrixFile
 from convert.metadata import ModelCard, TensorEntry, header_bytes, tensor_table
-from convert.mixtures import Mixture, tensor_type
+from convert.mixtures import Mixture, tensor_types
 from convert.progress import format_bytes
 from convert.vocab import Vocabulary, read_vocabulary
 
@@ -109,10 +109,7 @@ def make_plan(
     importance = imatrix.importance(shapes) if imatrix else {}
     outputs = []
     for mixture in mixtures:
-        types = {
-            name: tensor_type(mixture, name, shape, hparams.num_hidden_layers, imatrix is not None)
-            for name, shape in shapes.items()
-        }
+        types = tensor_types(mixture, shapes, hparams.num_hidden_layers, imatrix is not None)
         table = tensor_table(shapes, types)
         header = header_bytes(card, hparams, vocabulary, mixture, table, imatrix)
         path = output_folder / f"{card.name}-{mixture.name}.gguf"

@@ -2,9 +2,11 @@
 
     python -m tests.benchmarks.convert [--scale 1.0] [--folder build/benchmark] [--quant Q4_K_M]
 
-One pass: `python -m convert`. Two steps: an fp16 GGUF (by the same converter, which for fp16 only copies), then
-llama.cpp's `llama_model_quantize` on it. The shards are dropped from the page cache before each. At scale 1 it wants
-55 GB of disk; everything is deleted at the end, and between the steps what is no longer needed.
+One pass: `python -m convert`, to `--quant` and once more to that and Q8_0 from one reading. Two steps: an fp16 GGUF (by
+the same converter, which for fp16 only copies; a plain copy of the shards stands beside it), then llama.cpp's
+`llama_model_quantize` on it. The shards are dropped from the page cache before each. Where the converter's time goes is
+its own account. At scale 1 it wants 55 GB of disk; everything is deleted at the end, and between the steps what is no
+longer needed.
 """
 
 import argparse
@@ -25,11 +27,20 @@ sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 """
 
 
+COPY = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"
+
+
 def convert(checkpoint: Path, output: Path, quant: str) -> Measured:
     """`python -m convert`, measured, with nothing of the checkpoint in the page cache."""
     forget_cached(list(checkpoint.glob("*.bin")))
     command = [sys.executable, "-m", "convert", str(checkpoint), "--quant", quant, "--output", str(output), "--force"]
-    return run_measured(command, output)
+    return run_measured([*command, "--verbose"], output)
+
+
+def copy(checkpoint: Path, output: Path) -> Measured:
+    """The checkpoint's files copied, measured, with nothing of them in the page cache."""
+    forget_cached(list(checkpoint.glob("*.bin")))
+    return run_measured([sys.executable, "-c", COPY, str(checkpoint), str(output)], output)
 
 
 def quantize(source: Path, target: Path, quant: str) -> Measured:
@@ -46,7 +57,7 @@ def row(name: str, measured: Measured) -> str:
 
 
 def main() -> None:
-    """Write the checkpoint, run both roads, print the table."""
+    """Write the checkpoint, take both roads, print the table."""
     parser = argparse.ArgumentParser(description="One-pass conversion against two steps.")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 36 layers; default: %(default)s")
     parser.add_argument("--folder", type=Path, default=Path("build/benchmark"), help="default: %(default)s")
@@ -58,6 +69,10 @@ def main() -> None:
     try:
         size = write_checkpoint(checkpoint, layers=layers)
         single = convert(checkpoint, one_pass, quant)
+        shutil.rmtree(one_pass)
+        double = convert(checkpoint, one_pass, f"{quant} Q8_0")
+        shutil.rmtree(one_pass)
+        copied = copy(checkpoint, one_pass)
         shutil.rmtree(one_pass)
         first = convert(checkpoint, two_steps, "F16")
         shutil.rmtree(checkpoint)
@@ -74,11 +89,15 @@ def main() -> None:
     print(f"\n{layers} layers of the 10B's shape, {size / 1e9:.2f} GB in .bin shards, {quant}:\n")
     print("| road | time | memory without page cache | written | disk besides the checkpoint |")
     print("| --- | --- | --- | --- | --- |")
-    print(row("one pass", single))
+    print(row(f"one pass: {quant}", single))
+    print(row(f"one pass: {quant} and Q8_0", double))
+    print(row("plain copy of the checkpoint", copied))
     print(row("two steps: fp16 GGUF", first))
     print(row(f"two steps: llama_model_quantize {quant}", second))
     print(row("two steps, together", both))
     print(f"\none pass takes {single.seconds / both.seconds:.2f} of the two steps' time")
+    print(f"two outputs take {double.seconds / single.seconds:.2f} times one")
+    print(f"the fp16 GGUF takes {first.seconds / copied.seconds:.2f} times a plain copy")
 
 
 if __name__ == "__main__":
