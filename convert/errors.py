@@ -4,6 +4,7 @@ ConversionError
 ├── CheckpointError         the checkpoint is damaged, incomplete or contradicts itself
 ├── UnsupportedModelError   the checkpoint is whole, but llama.cpp's gptneox cannot express it
 ├── DownloadError           the Hub did not give it
+├── TextsError              the texts for calibration or verification cannot be used
 └── OutputError             the result cannot be written: disk, memory, an existing file
 """
 
@@ -24,6 +25,10 @@ class UnsupportedModelError(ConversionError):
 
 class DownloadError(ConversionError):
     """The Hub did not give the checkpoint: missing, gated, or not reachable."""
+
+
+class TextsError(ConversionError):
+    """The texts for calibration or verification cannot be read, or are in no form that is known."""
 
 
 class OutputError(ConversionError):
