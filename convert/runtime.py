@@ -52,10 +52,8 @@ class Runtime:
     def greedy(self, ids: Sequence[int], max_tokens: int, n_vocab: int) -> list[int]:
         """The most likely continuation of `ids`, up to and with the end-of-text token, of tokens below `n_vocab`."""
         answer: list[int] = []
-        logits = np.empty((0, 0), np.float32)
-        for logits in self.logits(ids):
-            pass
-        row = logits[-1]
+        *_, last = self.logits(ids)
+        row = last[-1]
         while len(answer) < max_tokens:
             answer.append(int(row[:n_vocab].argmax()))
             if self._model.is_end(answer[-1]) or len(answer) == max_tokens:

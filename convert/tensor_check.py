@@ -140,7 +140,7 @@ def _check_tensor(
 
 
 def _expected_rows(tensor: Tensor, source: StoredTensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """First row and float32 rows (n_rows, n_columns) that the GGUF should hold, a chunk at a time; a vector is a row."""
+    """First row and float32 rows (n_rows, n_columns) of what the GGUF should hold, in chunks; a vector is one row."""
     if len(tensor.shape) == 1:
         data = source.data if tensor.row_order is None else source.data[tensor.row_order]
         yield 0, source.to_float32(np.asarray(data)).reshape(1, -1)
