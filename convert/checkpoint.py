@@ -149,7 +149,7 @@ def read_shard(path: Path) -> dict[str, StoredTensor]:
     Raises CheckpointError for a shard that is missing or damaged, UnsupportedModelError for other types of weights.
     """
     _require_shard(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
+    return read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
 
 
 def _require_shard(path: Path) -> None:
@@ -157,7 +157,8 @@ def _require_shard(path: Path) -> None:
         raise CheckpointError(f"The shard {path.name} is missing in {path.parent}.", _AGAIN)
 
 
-def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """The weights of a .safetensors file, whatever its name, memory-mapped. Raises as `read_shard` does."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -8,15 +8,21 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckpointError, UnsupportedModelError
 
-GELU_FORMS = frozenset({"gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh"})
-"""Activations that are GELU, in its erf or tanh form. llama.cpp's gptneox computes the tanh form for all of them."""
+GELU_FORMS: Mapping[str, Literal["erf", "tanh"]] = {
+    "gelu": "erf",
+    "gelu_python": "erf",
+    "gelu_new": "tanh",
+    "gelu_fast": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
+"""Activations that are GELU, and in which form. llama.cpp's gptneox computes the tanh form for all of them."""
 
 MODEL_TENSORS = {
     "gpt_neox.embed_in.weight": "token_embd.weight",

@@ -62,7 +62,7 @@ def convert(checkpoint: Checkpoint, plan: Plan, recipe: Recipe, progress: Progre
         source = source_record(checkpoint, plan)
         for shard in checkpoint.shards:
             with checkpoint.open_shard(shard) as stored:
-                check_shard(checkpoint, shard, stored, plan)
+                check_shard(checkpoint, shard, stored, plan.tensors)
     with ExitStack() as stack:
         files = [_open_output(planned, stack) for planned in plan.outputs]
         hasher = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sha256"))
@@ -74,7 +74,7 @@ def convert(checkpoint: Checkpoint, plan: Plan, recipe: Recipe, progress: Progre
             for shard, tensors in _by_shard(checkpoint, plan.tensors).items():
                 with checkpoint.open_shard(shard) as stored:
                     if checkpoint.fetch is not None:
-                        check_shard(checkpoint, shard, stored, plan)
+                        check_shard(checkpoint, shard, stored, plan.tensors)
                     digest = hasher.submit(output.sha256, checkpoint.folder / shard, stop_hashing.is_set)
                     for n_weights in _quantize_shard(tensors, stored, plan, files, pool):
                         done += n_weights

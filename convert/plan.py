@@ -106,7 +106,9 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_shard(checkpoint: Checkpoint, shard: str, stored: Mapping[str, StoredTensor], plan: Plan) -> None:
+def check_shard(
+    checkpoint: Checkpoint, shard: str, stored: Mapping[str, StoredTensor], tensors: Sequence[Tensor]
+) -> None:
     """Raise CheckpointError where the index and the shard disagree, or a tensor has not the shape config.json gives."""
     indexed = {name for name, file in checkpoint.weight_map.items() if file == shard and not is_buffer(name)}
     found = {name for name in stored if not is_buffer(name)}
@@ -120,7 +122,7 @@ def check_shard(checkpoint: Checkpoint, shard: str, stored: Mapping[str, StoredT
             f"The shard {shard} holds {min(found - indexed)}, which the index does not list there.",
             "Index and shards are from different downloads: download the checkpoint again.",
         )
-    for tensor in plan.tensors:
+    for tensor in tensors:
         if tensor.source in found and stored[tensor.source].data.shape != tensor.shape:
             raise CheckpointError(
                 f"The tensor {tensor.source} has the shape {_shape(stored[tensor.source].data.shape)}, but config.json "

@@ -1,0 +1,86 @@
+"""GPT-NeoX's layers in float32 on torch: what a layer makes of the hidden states of one sequence.
+
+Source: transformers' `modeling_gpt_neox.py`. Weights have the names of the GGUF ("attn_qkv.weight") and the layout of
+the checkpoint: the rows of `attn_qkv` are (head, [q, k, v], head_dim).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from convert.gpt_neox import GELU_FORMS, Hyperparameters
+
+Observe = Callable[[str, torch.Tensor], None]
+"""Called with the name of a weight of the layer ("attn_qkv.weight") and the inputs (n_tokens, n_columns) it meets."""
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Cosines and sines of the angles by position, each (n_positions, rotary_dimensions / 2)."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+def rotary(hparams: Hyperparameters, n_positions: int, device: torch.device) -> Rotary:
+    """The rotary embedding of positions 0 to `n_positions` - 1."""
+    n_dims = hparams.rotary_dimensions
+    exponents = torch.arange(0, n_dims, 2, dtype=torch.float32) / n_dims
+    frequencies = 1.0 / (hparams.rope_theta**exponents) / hparams.rope_scaling_factor
+    angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), frequencies)
+    return Rotary(angles.cos().to(device), angles.sin().to(device))
+
+
+def run_layer(
+    hidden: torch.Tensor,
+    weights: Mapping[str, torch.Tensor],
+    hparams: Hyperparameters,
+    angles: Rotary,
+    observe: Observe | None = None,
+) -> torch.Tensor:
+    """The hidden states (n_tokens, hidden_size) of one sequence after a layer with these `weights`.
+
+    A bias that is not among them is zero. `angles` are those of n_tokens positions or more.
+    """
+
+    def linear(name: str, inputs: torch.Tensor) -> torch.Tensor:
+        if observe is not None:
+            observe(f"{name}.weight", inputs)
+        return functional.linear(inputs, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def normalized(name: str, inputs: torch.Tensor) -> torch.Tensor:
+        return layer_norm(inputs, weights[f"{name}.weight"], weights[f"{name}.bias"], hparams)
+
+    qkv = linear("attn_qkv", normalized("attn_norm", hidden))
+    attended = hidden + linear("attn_output", _attention(qkv, hparams, angles))
+    up = linear("ffn_up", normalized("ffn_norm", hidden if hparams.use_parallel_residual else attended))
+    approximate = "tanh" if GELU_FORMS[hparams.hidden_act] == "tanh" else "none"
+    return attended + linear("ffn_down", functional.gelu(up, approximate=approximate))
+
+
+def layer_norm(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, hparams: Hyperparameters
+) -> torch.Tensor:
+    """LayerNorm over the last dimension, with the model's epsilon."""
+    return functional.layer_norm(inputs, weight.shape, weight, bias, hparams.layer_norm_eps)
+
+
+def _attention(qkv: torch.Tensor, hparams: Hyperparameters, angles: Rotary) -> torch.Tensor:
+    """Causal attention from the fused (n_tokens, 3 * hidden_size); the heads side by side (n_tokens, hidden_size)."""
+    n_tokens, heads = len(qkv), hparams.num_attention_heads
+    query, key, value = qkv.view(n_tokens, heads, 3, hparams.head_dim).permute(2, 1, 0, 3)
+    mixed = functional.scaled_dot_product_attention(
+        _rotated(query, angles)[None], _rotated(key, angles)[None], value[None], is_causal=True
+    )
+    return mixed[0].transpose(0, 1).reshape(n_tokens, hparams.hidden_size)
+
+
+def _rotated(heads: torch.Tensor, angles: Rotary) -> torch.Tensor:
+    """Queries or keys (heads, n_tokens, head_dim) with their first dimensions rotated; NeoX pairs i with i + half."""
+    n_tokens = heads.shape[1]
+    cos, sin = angles.cos[:n_tokens], angles.sin[:n_tokens]
+    half = cos.shape[1]
+    first, second = heads[..., :half], heads[..., half : 2 * half]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, heads[..., 2 * half :]), dim=2)

@@ -1,0 +1,365 @@
+"""The fp16 reference: what a checkpoint computes, in float32 on its own weights, with one layer in memory at a time.
+
+    shards --weights--> layer --forward--> hidden states of all sequences ... --head--> logits --> log-probabilities
+
+All sequences go through a layer before the next one is read, so that the weights are read once. Peak memory is that of
+the largest of these, besides 0.4 GB for Python and torch:
+
+- while a layer computes: its weights as float32, the hidden states of all sequences, and what one sequence needs in
+  the layer: fused queries, keys and values, or the feed-forward values before and after GELU. Attention is torch's
+  blockwise kernel, which never holds the scores of all heads. For weblab-10b and 8 sequences of 512 tokens: 1.14 GB,
+  8 * 512 * 4864 * 4 = 80 MB, and about 0.2 GB.
+- while the head computes: HEAD_ROWS of its rows as float32 (160 MB), the hidden states, and the logits of as many
+  whole sequences as make up HEAD_TOKENS positions, or of one that is longer: 1024 * 50277 * 4 = 206 MB; 412 MB for one
+  of 2048 tokens.
+
+The shards are memory-mapped; their pages are the system's to drop, and count as page cache.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from convert.checkpoint import Checkpoint, read_safetensors
+from convert.errors import CheckpointError, ConversionError, OutputError
+from convert.forward import Rotary, layer_norm, rotary, run_layer
+from convert.gpt_neox import Hyperparameters, hyperparameters
+from convert.output import partial_path, sync_folder
+from convert.progress import format_bytes
+from convert.reference_state import Finished, StateFile, identity
+from convert.weights import Weights
+
+HEAD_ROWS = 8192
+"""Rows of the output matrix that are in memory as float32 at a time."""
+
+HEAD_TOKENS = 1024
+"""Positions whose logits are in memory at a time, or one sequence where that is longer."""
+
+_LOG_SOFTMAX_TOKENS = 64
+
+Observer = Callable[[str, torch.Tensor], None]
+"""Called with a weight's GGUF name ("blk.0.attn_qkv.weight", "blk.0.attn_output.weight", "blk.0.ffn_up.weight",
+"blk.0.ffn_down.weight", "output.weight") and the float32 inputs (n_tokens, n_columns) that it is multiplied with, of
+one sequence at a time. They are on the device that computes, and not to be changed or kept."""
+
+Progress = Callable[[int, int], None]
+"""Called with the work that is done and all that was left when this run began, in bytes of the checkpoint: a weight
+counts as two bytes, when all sequences met it, and as its share of them before."""
+
+
+@runtime_checkable
+class ResumableObserver(Protocol):
+    """An observer that can be interrupted: what it has collected is saved with the hidden states after each layer.
+
+    Only such a one may be given together with `state`. In a run that goes on after layer N, it gets back what it had
+    after layer N, and is called for the rest.
+    """
+
+    def __call__(self, name: str, inputs: torch.Tensor) -> None:
+        """As Observer."""
+
+    def state_dict(self) -> Mapping[str, NDArray[Any]]:
+        """All that was collected until now."""
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Put what `state_dict` gave in the place of all that was collected."""
+
+
+def logits(
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequence[int]],
+    *,
+    observer: Observer | None = None,
+    state: Path | None = None,
+    progress: Progress | None = None,
+    device: str = "auto",
+) -> Iterator[NDArray[np.float32]]:
+    """Teacher-forced logits (n_tokens, n_vocab) of each of the `sequences` of token ids, in their order.
+
+    Every layer has run when the first are given. `state` is a file that is written after each layer; a run of the
+    same checkpoint and sequences goes on where it ends, and it is removed with the last logits. A file of something
+    else, or a damaged one, is replaced. With `state`, an observer has to be a ResumableObserver.
+
+    `device`: "cpu", "cuda", "mps" or what else torch.device takes; "auto" is the first GPU that torch sees, else the
+    CPU. Raises ConversionError for sequences that the model cannot read and for a device that is not there, at once;
+    CheckpointError for a damaged checkpoint and OutputError for a `state` that cannot be written, on the way.
+    """
+    if state is not None and observer is not None and not isinstance(observer, ResumableObserver):
+        raise TypeError("with a state file, the observer has to be a ResumableObserver")
+    hparams = hyperparameters(checkpoint.config)
+    ids = _checked(sequences, hparams)
+    file = None
+    if state is not None:
+        kind = None if observer is None else f"{type(observer).__module__}.{type(observer).__qualname__}"
+        file = StateFile(state, json.dumps(identity(checkpoint, ids) | {"observer": kind}))
+    return _logits(checkpoint, hparams, ids, _device(device), observer, file, _Work(hparams, ids, progress))
+
+
+def _checked(sequences: Sequence[Sequence[int]], hparams: Hyperparameters) -> list[NDArray[np.int64]]:
+    checked = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    for number, ids in enumerate(checked, 1):
+        name = f"Sequence {number} of {len(checked)}"
+        if not len(ids):
+            raise ConversionError(f"{name} has no tokens.", "Leave empty texts out.")
+        if len(ids) > hparams.max_position_embeddings:
+            raise ConversionError(
+                f"{name} has {len(ids)} tokens, and the model reads {hparams.max_position_embeddings} at most.",
+                "Cut the text into shorter ones.",
+            )
+        outside = ids[(ids < 0) | (ids >= hparams.vocab_size)]
+        if len(outside):
+            raise ConversionError(
+                f"{name} holds the token id {outside[0]}, and the model's vocabulary has {hparams.vocab_size} entries.",
+                "Tokenize the text with the checkpoint's own tokenizer.json.",
+            )
+    return checked
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch compiled without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ConversionError(f"torch cannot compute on the device {name!r}: {reason}", "Use cpu or auto.") from None
+
+
+class _Work:
+    """Counts what is done, for the progress callback."""
+
+    def __init__(self, hparams: Hyperparameters, ids: Sequence[NDArray[np.int64]], progress: Progress | None) -> None:
+        hidden, feed_forward = hparams.hidden_size, hparams.intermediate_size
+        self.layer = 4 * hidden * hidden + 2 * hidden * feed_forward
+        self.head = hparams.vocab_size * hidden
+        self._n_tokens = sum(map(len, ids))
+        self._left = hparams.num_hidden_layers * self.layer + self.head
+        self._progress = progress
+        self._done = 0
+
+    def skip(self, n_weights: int) -> None:
+        """An earlier run has done this."""
+        self._left -= n_weights
+
+    def add(self, n_weights: int, n_tokens: int) -> None:
+        """`n_tokens` more have met `n_weights`."""
+        self._done += n_weights * n_tokens
+        if self._progress is not None:
+            self._progress(2 * self._done // self._n_tokens, 2 * self._left)
+
+
+@torch.inference_mode()
+def _logits(
+    checkpoint: Checkpoint,
+    hparams: Hyperparameters,
+    ids: Sequence[NDArray[np.int64]],
+    device: torch.device,
+    observer: Observer | None,
+    state: StateFile | None,
+    work: _Work,
+) -> Iterator[NDArray[np.float32]]:
+    if not ids:
+        return
+    with Weights(checkpoint, hparams, device) as weights:
+        hidden = _run_layers(weights, hparams, ids, device, observer, state, work)
+        yield from _run_head(weights, hparams, hidden, observer, work)
+    if state is not None:
+        state.remove()
+
+
+def _run_layers(
+    weights: Weights,
+    hparams: Hyperparameters,
+    ids: Sequence[NDArray[np.int64]],
+    device: torch.device,
+    observer: Observer | None,
+    state: StateFile | None,
+    work: _Work,
+) -> list[torch.Tensor]:
+    """The hidden states (n_tokens, hidden_size) of each sequence after the last layer."""
+    finished = state.load() if state is not None else None
+    if finished is None:
+        first = 0
+        hidden = weights.gather("token_embd.weight", np.concatenate(ids))
+    else:
+        first = finished.layers
+        hidden = torch.from_numpy(finished.hidden).to(device)
+        work.skip(first * work.layer)
+        if isinstance(observer, ResumableObserver):
+            observer.load_state_dict(finished.observer)
+    ends = list(accumulate(map(len, ids)))
+    parts = [hidden[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    angles = rotary(hparams, max(map(len, ids)), device)
+    for number in range(first, hparams.num_hidden_layers):
+        _run_one_layer(number, weights, hparams, parts, angles, observer, work)
+        if state is not None:
+            collected = observer.state_dict() if isinstance(observer, ResumableObserver) else {}
+            state.save(Finished(number + 1, hidden.cpu().numpy(), collected))
+    return parts
+
+
+def _run_one_layer(
+    number: int,
+    weights: Weights,
+    hparams: Hyperparameters,
+    parts: Sequence[torch.Tensor],
+    angles: Rotary,
+    observer: Observer | None,
+    work: _Work,
+) -> None:
+    """Take the hidden states of all sequences through a layer, in their place. Its weights are gone at the end."""
+    layer = weights.layer(number)
+
+    def observe(name: str, inputs: torch.Tensor) -> None:
+        if observer is not None:
+            observer(f"blk.{number}.{name}", inputs)
+
+    for part in parts:
+        part.copy_(run_layer(part, layer, hparams, angles, observe))
+        if not part.isfinite().all():
+            raise _not_finite(f"layer {number}")
+        work.add(work.layer, len(part))
+
+
+def _run_head(
+    weights: Weights, hparams: Hyperparameters, parts: Sequence[torch.Tensor], observer: Observer | None, work: _Work
+) -> Iterator[NDArray[np.float32]]:
+    norm, bias = weights.read("output_norm.weight"), weights.read("output_norm.bias")
+    for group in _groups(parts):
+        inputs = [layer_norm(part, norm, bias, hparams) for part in group]
+        found = [np.empty((len(part), hparams.vocab_size), np.float32) for part in group]
+        if observer is not None:
+            for normalized in inputs:
+                observer("output.weight", normalized)
+        for start in range(0, hparams.vocab_size, HEAD_ROWS):
+            rows = weights.read("output.weight", start, start + HEAD_ROWS)
+            for normalized, result in zip(inputs, found, strict=True):
+                result[:, start : start + len(rows)] = (normalized @ rows.T).cpu().numpy()
+            del rows  # before the next are read
+        while found:
+            if not np.isfinite(found[0]).all():
+                raise _not_finite("the output matrix")
+            work.add(work.head, len(found[0]))
+            yield found.pop(0)
+
+
+def _groups(parts: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Whole sequences in their order, as many as make up HEAD_TOKENS tokens, at least one."""
+    group: list[torch.Tensor] = []
+    for part in parts:
+        if group and sum(map(len, group)) + len(part) > HEAD_TOKENS:
+            yield group
+            group = []
+        group.append(part)
+    yield group
+
+
+def _not_finite(where: str) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint computes NaN or infinite values in {where}.",
+        "The checkpoint is damaged, or its training diverged.",
+    )
+
+
+class LogProbabilities:
+    """log_softmax of the logits after every token, in fp16, memory-mapped: a sequence of (n_tokens, n_vocab) arrays.
+
+    fp16 has 11 bits: -10 is off by up to 0.004. Whoever compares distributions should normalize these again (subtract
+    the logarithm of the sum of their exponentials): the error of a KL divergence is then quadratic in the rounding,
+    less than 3e-6, instead of linear.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointError where `path` is no whole file of `log_probabilities`."""
+        tensors = read_safetensors(path)
+        self._arrays: list[NDArray[np.float16]] = [tensors[str(number)].data for number in range(len(tensors))]
+
+    def __len__(self) -> int:
+        """The number of sequences."""
+        return len(self._arrays)
+
+    def __getitem__(self, index: int) -> NDArray[np.float16]:
+        """(n_tokens, n_vocab) of sequence `index`: row i is of the token that follows the first i + 1."""
+        return self._arrays[index]
+
+
+def log_probabilities(
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequence[int]],
+    path: Path,
+    *,
+    progress: Progress | None = None,
+    device: str = "auto",
+) -> LogProbabilities:
+    """The log-probabilities of the `sequences`, computed once: `path` is opened when it holds those of this checkpoint.
+
+    Otherwise it is made anew, and is complete or absent: a .safetensors file of 2 * n_vocab bytes per token. An
+    interrupted run leaves `path` + ".state", and the next goes on there. Raises as `logits` does, and OutputError where
+    the disk has no room.
+    """
+    hparams = hyperparameters(checkpoint.config)
+    ids = _checked(sequences, hparams)
+    key = json.dumps(identity(checkpoint, ids))
+    if _key(path) == key:
+        return LogProbabilities(path)
+    state = path.with_name(path.name + ".state")
+    header = _header(key, [len(sequence) for sequence in ids], hparams.vocab_size)
+    _check_room(path.parent, len(header) + 2 * sum(map(len, ids)) * hparams.vocab_size)
+    temporary = partial_path(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(header)
+            for found in logits(checkpoint, sequences, state=state, progress=progress, device=device):
+                for start in range(0, len(found), _LOG_SOFTMAX_TOKENS):
+                    rows = torch.from_numpy(found[start : start + _LOG_SOFTMAX_TOKENS])
+                    file.write(rows.log_softmax(dim=1).half().numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(
+            f"The log-probabilities cannot be written to {path}: {error}.", "Choose another folder, or free some space."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return LogProbabilities(path)
+
+
+def _key(path: Path) -> str | None:
+    """What the file at `path` was computed from; None where there is no whole file."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("key")
+    except (OSError, SafetensorError):
+        return None
+
+
+def _header(key: str, lengths: Sequence[int], n_vocab: int) -> bytes:
+    """The beginning of a .safetensors file with a tensor for each sequence, named by its position."""
+    ends = list(accumulate(2 * length * n_vocab for length in lengths))
+    described: dict[str, Any] = {"__metadata__": {"key": key}}
+    for number, (length, start, end) in enumerate(zip(lengths, [0, *ends], ends, strict=False)):
+        described[str(number)] = {"dtype": "F16", "shape": [length, n_vocab], "data_offsets": [start, end]}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OutputError(
+            f"Not enough disk space in {folder}: {format_bytes(size)} needed for log-probabilities, "
+            f"{format_bytes(free)} free.",
+            "Free some space, choose another folder, or fewer texts.",
+        )
