@@ -41,6 +41,7 @@ class FileCheck:
     path: Path
     size: int
     mixture: str
+    n_weights: int
     findings: Sequence[str]
     types: Sequence[TypeErrors]
 
@@ -65,7 +66,7 @@ def check_files(
         path: _checked(path, reader, found, hparams, vocabulary, tensors)
         for (path, reader), found in zip(readers.items(), errors, strict=True)
     }
-    checked |= {path: FileCheck(path, _size(path), "", [reason], []) for path, reason in unreadable.items()}
+    checked |= {path: FileCheck(path, _size(path), "", 0, [reason], []) for path, reason in unreadable.items()}
     return [checked[path] for path in paths]
 
 
@@ -96,7 +97,8 @@ def _checked(
     findings += [f"{name} is no tensor of this model." for name in sorted(surplus)]
     findings += _metadata_findings(metadata, hparams)
     findings += _vocabulary_findings(metadata, vocabulary)
-    return FileCheck(path, _size(path), mixture_name(metadata), findings, _by_type(errors))
+    n_weights = sum(error.n_weights for error in errors)
+    return FileCheck(path, _size(path), mixture_name(metadata), n_weights, findings, _by_type(errors))
 
 
 def mixture_name(metadata: Mapping[str, Any]) -> str:

@@ -120,7 +120,9 @@ def overview(report: Report) -> list[list[str]]:
         means = [_nats(file.groups[name].mean_kl) if name in file.groups else "-" for name in list(GROUPS)[1:]]
         together = file.groups.get("all")
         rest = (
-            [f"{together.top1_agreement:.2%}", f"{together.perplexity_ratio:.4f}"] if together is not None else ["-", "-"]
+            [f"{together.top1_agreement:.2%}", f"{together.perplexity_ratio:.4f}"]
+            if together is not None
+            else ["-", "-"]
         )
         rows.append([file.name, format_bytes(file.check.size), *means, *rest, "passes" if file.passed else "FAILS"])
     return rows
@@ -183,7 +185,7 @@ def sentence(file: FileReport) -> str:
 
 def as_text(report: Report) -> str:
     """The report for a terminal."""
-    parts = [f"{report.checkpoint}: {_texts_sentence(report)}", _table(overview(report))]
+    parts = [f"{report.checkpoint}: {texts_sentence(report)}", _table(overview(report))]
     for file in report.files:
         lines = [sentence(file), *(f"  - {finding}" for finding in file.findings)]
         parts.append("\n".join(lines))
@@ -223,7 +225,8 @@ def as_json(report: Report) -> str:
     return json.dumps(_jsonable(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
-def _texts_sentence(report: Report) -> str:
+def texts_sentence(report: Report) -> str:
+    """What the files were compared on."""
     n_tokens = report.texts.get("n_tokens")
     if not n_tokens:
         return "the files themselves against the checkpoint."
