@@ -64,11 +64,10 @@ def read_texts(path: Path) -> list[Text]:
     kana or kanji, else it counts as English. Raises TextsError for a file that cannot be read, is empty, too large or
     in no such form, naming the line.
     """
-    content = _read(path)
     if path.suffix.lower() in _JSONL_SUFFIXES:
-        texts = _parse(path, content)
+        texts = _read_jsonl(path)
     else:
-        pieces = (piece.strip("\n").rstrip() for piece in re.split(r"\n\s*\n", content))
+        pieces = (piece.strip("\n").rstrip() for piece in re.split(r"\n\s*\n", _read(path)))
         texts = [Text(_language_of(piece), piece, in_template=False) for piece in pieces if piece.strip()]
     if not texts:
         raise TextsError(f"{path} holds no text.", "Give a file with text in it.")
@@ -145,10 +144,8 @@ def describe(texts: Sequence[Text], sequences: Sequence[Sequence[int]]) -> dict[
 
 def _shipped(folder: Path) -> list[Text]:
     """Pairs belong to their file's language: one in English may ask for a Japanese answer."""
-    pairs = [
-        text for language in _LANGUAGES for text in _parse(path := folder / f"{language}.jsonl", _read(path), language)
-    ]
-    return pairs + _parse(folder / "prose.jsonl", _read(folder / "prose.jsonl"))
+    pairs = [text for language in _LANGUAGES for text in _read_jsonl(folder / f"{language}.jsonl", language)]
+    return pairs + _read_jsonl(folder / "prose.jsonl")
 
 
 def _read(path: Path) -> str:
@@ -168,9 +165,10 @@ def _read(path: Path) -> str:
     return content.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _parse(path: Path, content: str, language: Language | None = None) -> list[Text]:
+def _read_jsonl(path: Path, language: Language | None = None) -> list[Text]:
+    """The texts of a JSONL file; `language` is that of rows that do not name one."""
     texts = []
-    for number, line in enumerate(content.split("\n"), 1):  # U+2028 is no line end here
+    for number, line in enumerate(_read(path).split("\n"), 1):  # U+2028 is no line end here
         if not line.strip():
             continue
         try:
@@ -184,25 +182,34 @@ def _text(line: str, language: Language | None) -> Text:
     """One line of a JSONL file. Raises ValueError with what is wrong with it."""
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise ValueError("not JSON.") from None
     if not isinstance(row, dict):
         raise ValueError("not a JSON object.")
     fields = _PROSE_FIELDS if "text" in row else _PAIR_FIELDS
     if unknown := sorted(row.keys() - set(fields)):
         raise ValueError(f"unexpected field {unknown[0]!r}.")
-    given = _field(row, "language", optional=True) or language
-    if given and given not in _LANGUAGES:
-        raise ValueError(f"the language is {given!r}.")
+    language = _given_language(row) or language
     if "text" in row:
-        text = body = _field(row, "text")
-    else:
-        instruction, output = _field(row, "instruction"), _field(row, "output")
-        context = _field(row, "input", optional=True)
-        text = instruction_prompt(instruction, context or None) + output
-        body = instruction + context + output
-    known = next((one for one in _LANGUAGES if one == given), None)
-    return Text(known or _language_of(body), text, in_template="text" not in row)
+        text = _field(row, "text")
+        return Text(language or _language_of(text), text, in_template=False)
+    instruction, output = _field(row, "instruction"), _field(row, "output")
+    context = _field(row, "input", optional=True)
+    return Text(
+        language or _language_of(instruction + context + output),
+        instruction_prompt(instruction, context or None) + output,
+        in_template=True,
+    )
+
+
+def _given_language(row: Mapping[str, Any]) -> Language | None:
+    given = _field(row, "language", optional=True)
+    for language in _LANGUAGES:
+        if language == given:
+            return language
+    if given:
+        raise ValueError(f"the language is {given!r}.")
+    return None
 
 
 def _field(row: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
