@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 Propose = Callable[[Sequence[int], int], list[int]]
-"""Given ids and a number of tokens, a continuation of at most so many, at least one."""
+"""Given ids and a number of tokens, a continuation of at most so many and at least one."""
 
 Logits = Callable[[Sequence[Sequence[int]]], Iterable[NDArray[Any]]]
 """The reference's logits (n_tokens, n_vocab) for each of some sequences."""

@@ -29,7 +29,7 @@ class _TypeTraits(ctypes.Structure):
 @cache
 def _traits(ggml_type: GGMLQuantizationType) -> Any:
     get = ggml.function("ggml_get_type_traits", ctypes.POINTER(_TypeTraits), (ctypes.c_int,))
-    return get(ggml_type).contents  # type: ignore[attr-defined]
+    return get(ggml_type).contents
 
 
 def dequantize_rows(blocks: NDArray[np.uint8], ggml_type: GGMLQuantizationType) -> NDArray[np.float32]:

@@ -126,7 +126,7 @@ def by_text(of: Sequence[Sample], parts: Sequence[Divergence]) -> list[TextFigur
 
 def by_position(parts: Sequence[Divergence]) -> list[PositionFigures]:
     """The mean KL divergence over all samples at positions 0, 1, 2 to 3, 4 to 7, 8 to 15 and so on."""
-    longest = max(len(part.kl) for part in parts)
+    longest = max((len(part.kl) for part in parts), default=0)
     edges = [0, *(1 << power for power in range(longest.bit_length() + 1))]
     figures = []
     for start, stop in pairwise(edges):

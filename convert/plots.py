@@ -1,14 +1,15 @@
 """Plots as inline SVG: no script, no file beside it, colours from the page's own variables."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from convert.report import FileReport
 
 WIDTH, HEIGHT = 720, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 130, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 130, 32, 44
 
 _LEAST_KL = 1e-7
 """The bottom of a logarithmic axis: what is smaller is drawn there."""
@@ -47,7 +48,7 @@ def by_position(files: Sequence[FileReport]) -> str:
         # A bin stands at its middle; positions are counted from 1 here, as tokens read.
         points = [(x.at((p.start + 1 + p.stop) / 2), y.at(p.mean_kl)) for p in file.positions]
         line = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        parts.append(f'<polyline class="line c{number % N_COLOURS}" points="{line}"/>')
+        parts.append(f'<polyline class="{_line_class(number)}" points="{line}"/>')
         parts += [
             _dot(px, py, 4, number, f"{file.mixture}, tokens {p.start + 1} to {p.stop}: {p.mean_kl:.3g}")
             for (px, py), p in zip(points, file.positions, strict=True)
@@ -99,6 +100,10 @@ def by_size(files: Sequence[FileReport]) -> str:
     return _svg("Mean KL divergence by file size", parts, f"size ({name})", "mean KL (nats)")
 
 
+def _line_class(number: int) -> str:
+    return f"line c{number % N_COLOURS}" + (" dashed" if number >= N_COLOURS else "")
+
+
 def _kl_axis(values: Sequence[float]) -> _Axis:
     finite = [max(value, _LEAST_KL) for value in values if math.isfinite(value)] or [_LEAST_KL]
     low = 10.0 ** math.floor(math.log10(min(finite)))
@@ -116,8 +121,7 @@ def _grid(y: _Axis, right: float = WIDTH - _RIGHT) -> list[str]:
     return parts
 
 
-def _x_ticks(x: _Axis, values: Sequence[float], label: object) -> list[str]:
-    assert callable(label)
+def _x_ticks(x: _Axis, values: Sequence[float], label: Callable[[Any], str]) -> list[str]:
     return [_text(x.at(value), HEIGHT - _BOTTOM + 18, label(value), "middle") for value in values]
 
 

@@ -11,6 +11,7 @@ from convert.divergence import Summary
 from convert.file_check import FileCheck
 from convert.kl_limits import KL_LIMITS, LIMITS_IN_WORDS, in_words, words_table
 from convert.progress import format_bytes
+from weblab_local.prompt import INSTRUCTION, RESPONSE
 
 GROUPS = {
     "all": "all texts",
@@ -191,8 +192,8 @@ def as_text(report: Report) -> str:
         parts.append("\n".join(lines))
         if file.groups:
             parts.append(_table(details(file)))
-        for c in file.continuations:
-            parts.append(_continuation(c))
+        if file.continuations:
+            parts.append("\n".join(_continuation(c) for c in file.continuations))
     parts.append(LIMITS_IN_WORDS)
     parts.append("Mean KL in words: " + "; ".join(f"{bound}: {words}" for bound, words in words_table()) + ".")
     return "\n\n".join(parts) + "\n"
@@ -234,16 +235,23 @@ def texts_sentence(report: Report) -> str:
 
 
 def _continuation(c: Continuation) -> str:
-    same = (
-        f"first {c.n_same} of {c.n_tokens} tokens equal, then {c.first_difference}"
-        if c.first_difference
-        else f"all {c.n_tokens} tokens equal"
+    """A line or three; HTML and JSON have the whole texts."""
+    title = f"Greedy after {_shortened(asked(c.prompt))}:"
+    if not c.first_difference:
+        return f"{title} all {c.n_tokens} tokens are the reference's"
+    return (
+        f"{title} {c.n_same} of {c.n_tokens} tokens are the reference's, then {c.first_difference}\n"
+        f"    reference: {_shortened(c.reference)}\n    file:      {_shortened(c.found)}"
     )
-    return f"{c.prompt}\n  reference: {_one_line(c.reference)}\n  file:      {_one_line(c.found)}\n  {same}"
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\n", "\\n")
+def asked(prompt: str) -> str:
+    """The instruction, and the input if there is one, without the template around it."""
+    return prompt.partition(INSTRUCTION)[2].rpartition(RESPONSE)[0] or prompt
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    return repr(text if len(text) <= most else text[:most] + "…")
 
 
 def _nats(value: float) -> str:

@@ -6,7 +6,7 @@ from html import escape
 from convert import plots
 from convert.continuations import Continuation
 from convert.kl_limits import KL_LIMITS, LIMITS_IN_WORDS, words_table
-from convert.report import FileReport, Report, details, overview, sentence, texts_sentence, type_rows
+from convert.report import FileReport, Report, asked, details, overview, sentence, texts_sentence, type_rows
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fcfcfb; --text: #1c1b1a; --soft: #5c5a56; --rule: #dddbd6; --bad: #b3261e;
@@ -29,6 +29,7 @@ th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { te
 figure { margin: 1rem 0; } svg { width: 100%; max-width: 52rem; height: auto; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 .grid { stroke: var(--rule); } .join { stroke: var(--soft); } .line { fill: none; stroke-width: 2; }
+.dashed { stroke-dasharray: 5 4; }
 .dot { stroke: var(--page); stroke-width: 1; fill-opacity: .85; }
 """ + "".join(
     f".line.c{i} {{ stroke: var(--c{i}); }} .dot.c{i}, .fill.c{i} {{ fill: var(--c{i}); }}\n"
@@ -86,13 +87,8 @@ def _figure(title: str, svg: str) -> str:
 
 def _continuations(file: FileReport) -> str:
     rows = [["prompt", "reference", "file", "tokens that are equal"]]
-    rows += [[_end(c.prompt), c.reference, c.found, _equal(c)] for c in file.continuations]
+    rows += [[asked(c.prompt), c.reference, c.found, _equal(c)] for c in file.continuations]
     return f"<h3>{escape(file.name)}</h3>" + _table(rows, "text")
-
-
-def _end(prompt: str, most: int = 80) -> str:
-    instruction = prompt.partition("### 指示:\n")[2].rpartition("\n\n### 応答:")[0] or prompt
-    return instruction if len(instruction) <= most else instruction[:most] + "…"
 
 
 def _equal(c: Continuation) -> str:

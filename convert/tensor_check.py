@@ -229,7 +229,8 @@ class _Comparison:
 
 
 def _sum_of_squares(blocks: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.einsum("ijk,ijk->ij", blocks, blocks, dtype=np.float32).astype(np.float64)
+    sums: NDArray[np.float32] = np.einsum("ijk,ijk->ij", blocks, blocks)
+    return sums.astype(np.float64)
 
 
 def _ranges(rows: NDArray[np.bool_], most: int = 4) -> str:
@@ -254,10 +255,10 @@ def _misplaced_heads(
 ) -> str:
     """Which heads' queries, keys or values stand where others belong, "" where none is recognised."""
     n_heads, head_dim = hparams.num_attention_heads, hparams.head_dim
-    expected = np.concatenate([rows[:, :_SIGNATURE_COLUMNS] for _, rows in _expected_rows(tensor, source)])
+    expected = np.concatenate([rows[:, :_SIGNATURE_COLUMNS].copy() for _, rows in _expected_rows(tensor, source)])
     found = np.concatenate(
         [
-            _found_rows(held, ggml_type, start, start + head_dim)[:, :_SIGNATURE_COLUMNS]
+            _found_rows(held, ggml_type, start, start + head_dim)[:, :_SIGNATURE_COLUMNS].copy()
             for start in range(0, tensor.shape[0], head_dim)
         ]
     )
@@ -273,7 +274,8 @@ def _misplaced_heads(
 
 def _directions(rows: NDArray[np.float32], n_groups: int) -> NDArray[np.float32]:
     flat = rows.reshape(n_groups, -1)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), np.float32(1e-30))
+    lengths = np.linalg.norm(flat, axis=1, keepdims=True).astype(np.float32)
+    return flat / np.maximum(lengths, np.float32(1e-30))
 
 
 def _head_name(group: int, n_heads: int) -> str:

@@ -10,6 +10,7 @@ A file that does not hold what the checkpoint holds is not run: what it computes
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,8 @@ from convert.runtime import Runtime, running
 from convert.source import local_source
 from convert.texts import Text, describe, read_texts, read_tokenizer, verification
 from convert.vocab import read_vocabulary
-from weblab_local.errors import WeblabError
-from weblab_local.model_store import data_dir
+from weblab_local.errors import ModelNotFoundError, WeblabError
+from weblab_local.model_store import data_dir, models_dir
 
 DEFAULT_MAX_TOKENS = 4096
 
@@ -91,7 +92,7 @@ def verify_files(
 
     The reference's log-probabilities are kept at `reference_path`, and taken from there the next time for the same
     texts: 2 bytes for each token and each entry of the vocabulary. Progress goes to stderr. Raises ConversionError for
-    a checkpoint or texts that cannot be used.
+    a checkpoint or texts that cannot be used. The report has the files by size, the largest first.
     """
     options = options or Options()
     n_threads = options.n_threads or available_cores()
@@ -105,7 +106,8 @@ def verify_files(
         ids = [sample.ids for sample in setting.samples]
         described = describe(texts, ids)
         reports |= {report.check.path: report for report in _run_files(sound, setting, reference_path, options)}
-    return Report(checkpoint.folder.name, described, [reports[path] for path in paths])
+    by_size = sorted(reports.values(), key=lambda report: report.check.size, reverse=True)
+    return Report(checkpoint.folder.name, described, by_size)
 
 
 def _setting(checkpoint: Checkpoint, texts: Sequence[Text], options: Options, n_weights: int) -> _Setting:
@@ -159,7 +161,7 @@ def _run_files(
                     CONTINUATION_TOKENS,
                     setting.hparams.eos_token_id,
                     setting.n_vocab,
-                    lambda ids, n_tokens, runtime=runtime: runtime.greedy(ids, n_tokens, setting.n_vocab),
+                    partial(runtime.greedy, n_vocab=setting.n_vocab),
                     lambda sequences: logits(setting.checkpoint, sequences),
                 )
             continuations = [
@@ -198,7 +200,10 @@ def _kl_findings(check: FileCheck, means: dict[str, float]) -> list[str]:
 @app.command()
 def main(
     source: Annotated[str, typer.Argument(help="The checkpoint's folder, or a Hub id like owner/name.")],
-    files: Annotated[list[Path], typer.Argument(metavar="GGUF...", help="The files that were made from it.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="GGUF...", help="What was made from it; default: all in the store that bear its name."),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page.")] = None,
@@ -228,7 +233,7 @@ def main(
         kept.parent.mkdir(parents=True, exist_ok=True)
         chosen = read_texts(texts) if texts is not None else verification()
         options = Options(max_tokens, continuations, threads, n_gpu_layers)
-        report = verify_files(checkpoint, files, chosen, kept, options)
+        report = verify_files(checkpoint, files or _in_store(name), chosen, kept, options)
         if kept.is_file():
             say(f"The reference's log-probabilities are kept for the next time: {kept}, {format_bytes(_size(kept))}.")
         for path, content in ((json_file, as_json), (html_file, as_html)):
@@ -261,6 +266,15 @@ def _open(source: str, revision: str | None) -> tuple[Checkpoint, str]:
     require_checkpoint_folder(folder)
     found = local_source(folder)
     return open_checkpoint(found.folder), found.name
+
+
+def _in_store(name: str) -> list[Path]:
+    found = sorted(models_dir().glob(f"{name}-*.gguf"))
+    if not found:
+        raise ModelNotFoundError(
+            f"There is no GGUF of {name} in {models_dir()}.", "Give the file's path, or convert it first: make convert."
+        )
+    return found
 
 
 def _size(path: Path) -> int:

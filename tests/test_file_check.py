@@ -111,9 +111,7 @@ def test_files_of_every_kind_of_checkpoint_pass(tmp_path: Path, variant: str) ->
     assert [list(result.findings) for result in check(checkpoint, *paths)] == [[], [], []]
 
 
-def test_two_swapped_heads_are_named(
-    tmp_path: Path, demo_checkpoint: Path, demo_mixtures: Mapping[str, Path]
-) -> None:
+def test_two_swapped_heads_are_named(tmp_path: Path, demo_checkpoint: Path, demo_mixtures: Mapping[str, Path]) -> None:
     def swap(reader: GGUFReader) -> None:
         rows = tensor_rows(reader, "blk.1.attn_qkv.weight")
         head_dim = 128
@@ -206,7 +204,10 @@ def test_another_type_of_token_is_named(tmp_path: Path, demo_checkpoint: Path, d
         field.parts[field.data[0]][0] = 1
 
     finding = only_finding(demo_checkpoint, spoiled(demo_f16, tmp_path, make_normal))
-    assert finding == "tokenizer.ggml.token_type is not tokenizer.json's: 1 of 3000 entries differ, first at id 0, 1 instead of 3."
+    assert (
+        finding
+        == "tokenizer.ggml.token_type is not tokenizer.json's: 1 of 3000 entries differ, first at id 0, 1 instead of 3."
+    )
 
 
 def truncate(path: Path) -> None:
