@@ -3,7 +3,7 @@
     shards --weights--> layer --forward--> hidden states of all sequences ... --head--> logits --> log-probabilities
 
 All sequences go through a layer before the next one is read, so that the weights are read once. Peak memory is that of
-the largest of these, besides 0.4 GB for Python and torch:
+the largest of these, besides 0.2 GB for Python and torch:
 
 - while a layer computes: its weights as float32, the hidden states of all sequences, and what one sequence needs in
   the layer: fused queries, keys and values, or the feed-forward values before and after GELU. Attention is torch's
@@ -286,6 +286,10 @@ class LogProbabilities:
     def __len__(self) -> int:
         """The number of sequences."""
         return len(self._arrays)
+
+    def __iter__(self) -> Iterator[NDArray[np.float16]]:
+        """The arrays of all sequences, in their order."""
+        return iter(self._arrays)
 
     def __getitem__(self, index: int) -> NDArray[np.float16]:
         """(n_tokens, n_vocab) of sequence `index`: row i is of the token that follows the first i + 1."""
