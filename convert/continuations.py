@@ -45,6 +45,8 @@ def reference_continuations(
             wanted = rows[len(begun[i]) - 1 :, :n_vocab].argmax(axis=1).tolist()
             same = count_same(wanted, proposed[i])
             answers[i] += wanted[: same + 1]
+            if end in answers[i]:  # a proposal may go on after it
+                del answers[i][answers[i].index(end) + 1 :]
         unfinished = [i for i in unfinished if answers[i][-1] != end and len(answers[i]) < max_tokens]
     return answers
 

@@ -57,9 +57,9 @@ PRECISION: Mapping[T, Precision] = {
 }
 """Limits by type. Measured on gaussian, Laplace, Student-t (3 degrees of freedom) and uniform weights, on gaussian ones
 with columns of very different sizes, and on the matrices of two trained models, each with and without an importance
-matrix of a wide spread. `tensor` is one and a half times the largest error of any of them (twice that of gaussian
-weights or more), `block` two to six times the largest of any block, and always less than the 1 of a block of zeros.
-F16 and BF16: half a unit in the last place is 2^-11 and 2^-8."""
+matrix of a wide spread. `tensor` is about one and a half times the largest error of any of them (twice that of
+gaussian weights or more), `block` two to seven times the largest of any block, and always less than the 1 of a block
+of zeros. F16 and BF16: half a unit in the last place is 2^-11 and 2^-8."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,8 @@ def _misplaced_heads(
 def _directions(rows: NDArray[np.float32], n_groups: int) -> NDArray[np.float32]:
     flat = rows.reshape(n_groups, -1)
     lengths = np.linalg.norm(flat, axis=1, keepdims=True).astype(np.float32)
-    return flat / np.maximum(lengths, np.float32(1e-30))
+    directions: NDArray[np.float32] = flat / np.maximum(lengths, np.float32(1e-30))
+    return directions
 
 
 def _head_name(group: int, n_heads: int) -> str:

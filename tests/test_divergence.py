@@ -85,7 +85,7 @@ def test_log_softmax_of_large_logits_is_torchs() -> None:
 
 def test_the_summary_is_over_positions() -> None:
     reference, logits = distributions(6, n=300, noise=0.5)
-    following = np.random.default_rng(7).integers(0, N_VOCAB, 300)
+    following = np.random.default_rng(7).integers(0, N_VOCAB, 300).tolist()
     first = compare(reference[:100], logits[:100], following[:99], N_VOCAB)
     second = compare(reference[100:], logits[100:], following[100:299], N_VOCAB)
     found = summarize([first, second])
@@ -97,7 +97,7 @@ def test_the_summary_is_over_positions() -> None:
     assert found.p99_kl == pytest.approx(kl.quantile(0.99).item(), rel=1e-4)
     assert found.max_kl == pytest.approx(kl.max().item(), rel=1e-4)
     judged = [i for i in range(299) if i != 99]
-    index = torch.tensor(following[judged])
+    index = torch.tensor([following[i] for i in judged])
     p_next, q_next = p[judged, index], q[judged, index]
     perplexities = (torch.exp(-q_next.mean()) / torch.exp(-p_next.mean())).item()
     assert found.perplexity == pytest.approx(torch.exp(-p_next.mean()).item(), rel=1e-4)

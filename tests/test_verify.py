@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from convert.checkpoint import open_checkpoint
 from convert.continuations import compare_continuations, reference_continuations
+from convert.demo.corpus import CHECKPOINT
 from convert.divergence import summarize
 from convert.kl_limits import KL_LIMITS, in_words
 from convert.measurement import by_position, measure, prompts, samples, token_id_findings
@@ -24,7 +26,7 @@ from convert.report import FileReport, Report, as_json, as_text
 from convert.report_html import as_html
 from convert.runtime import CHUNK_TOKENS, running
 from convert.texts import Text, read_tokenizer, verification
-from convert.verify import Options, verify_files
+from convert.verify import Options, app, verify_files
 from tests import llama, reference
 from tests.checkpoints import random_checkpoint
 from tests.conversions import ROOT, converted
@@ -42,7 +44,7 @@ def report(
     kept = tmp_path_factory.mktemp("reference") / "demo.safetensors"
     paths = list(demo_mixtures.values())
     return verify_files(
-        open_checkpoint(demo_checkpoint), paths, verification(), kept, Options(max_tokens=1200, n_continuations=2)
+        open_checkpoint(demo_checkpoint), paths, verification(), kept, Options(max_tokens=600, n_continuations=2)
     )
 
 
@@ -55,8 +57,8 @@ def test_every_mixture_of_the_demo_passes(report: Report) -> None:
     for file in report.files:
         assert list(file.findings) == []
         assert file.groups.keys() == {"all", "ja", "en", "template", "prose"}
-        assert file.groups["all"].n_tokens == file.groups["ja"].n_tokens + file.groups["en"].n_tokens == 1200
-        assert file.groups["template"].n_tokens + file.groups["prose"].n_tokens == 1200
+        assert file.groups["all"].n_tokens == file.groups["ja"].n_tokens + file.groups["en"].n_tokens == 600
+        assert file.groups["template"].n_tokens + file.groups["prose"].n_tokens == 600
 
 
 def test_files_stand_by_size_and_more_bits_are_closer(report: Report) -> None:
@@ -71,7 +73,7 @@ def test_files_stand_by_size_and_more_bits_are_closer(report: Report) -> None:
 
 def test_the_figures_are_those_of_transformers_logits(demo_mixtures: Mapping[str, Path]) -> None:
     texts = verification()[:6]
-    tokenizer = read_tokenizer(reference.CHECKPOINT)
+    tokenizer = read_tokenizer(CHECKPOINT)
     of = samples(texts, tokenizer, 0, 512, 600)
     expected = [reference.logits(sample.ids) for sample in of]
     for name in ("Q8_0", "Q4_K_M"):
@@ -104,7 +106,7 @@ def test_logits_do_not_depend_on_where_chunks_end(demo_f16: Path) -> None:
 
 def test_a_wrong_run_is_beyond_the_limit_of_its_mixture(tmp_path: Path, demo_f16: Path) -> None:
     """What the file check refuses would not pass here either."""
-    tokenizer = read_tokenizer(reference.CHECKPOINT)
+    tokenizer = read_tokenizer(CHECKPOINT)
     of = samples(verification(), tokenizer, 0, 512, 400)
     expected = [reference.logits(sample.ids) for sample in of]
 
@@ -153,7 +155,7 @@ def test_prompts_end_where_the_answer_begins() -> None:
 
 
 def test_ids_of_another_tokenizer_are_a_finding(demo_f16: Path, tmp_path: Path) -> None:
-    ours = read_tokenizer(reference.CHECKPOINT)
+    ours = read_tokenizer(CHECKPOINT)
     theirs = read_tokenizer(random_checkpoint(tmp_path / "other"))
     with running(demo_f16, 64, 1) as runtime:
         assert token_id_findings(runtime, ours, verification()) == []
@@ -163,10 +165,10 @@ def test_ids_of_another_tokenizer_are_a_finding(demo_f16: Path, tmp_path: Path) 
 
 def test_positions_are_counted_once(report: Report) -> None:
     for file in report.files:
-        assert sum(p.n_tokens for p in file.positions) == 1200
-        weighted = sum(p.n_tokens * p.mean_kl for p in file.positions) / 1200
+        assert sum(p.n_tokens for p in file.positions) == 600
+        weighted = sum(p.n_tokens * p.mean_kl for p in file.positions) / 600
         assert weighted == pytest.approx(file.groups["all"].mean_kl)
-        assert sum(t.n_tokens * t.mean_kl for t in file.texts) / 1200 == pytest.approx(weighted)
+        assert sum(t.n_tokens * t.mean_kl for t in file.texts) / 600 == pytest.approx(weighted)
     assert by_position([]) == []
 
 
@@ -182,7 +184,7 @@ def test_a_padded_vocabulary_is_compared_without_its_padding(tmp_path: Path) -> 
 def test_json_has_every_figure(report: Report) -> None:
     parsed = json.loads(as_json(report))
     assert parsed["passed"] is True
-    assert parsed["texts"]["n_tokens"] == 1200
+    assert parsed["texts"]["n_tokens"] == 600
     for entry, file in zip(parsed["files"], report.files, strict=True):
         assert entry["name"] == file.name
         assert entry["mean_kl_limit"] == KL_LIMITS[file.mixture]
@@ -198,7 +200,7 @@ def test_the_manifests_figures_are_plain_and_few(report: Report) -> None:
         of_file = json.loads(json.dumps(figures[file.name], allow_nan=False))
         assert of_file["passed"] is True
         assert of_file["mean_kl"] == {name: file.groups[name].mean_kl for name in ("ja", "en")}
-        assert of_file["n_tokens"] == 1200
+        assert of_file["n_tokens"] == 600
         assert of_file["texts"] == report.texts["sha256"]
 
 
@@ -320,8 +322,8 @@ def test_what_cannot_be_verified_is_one_line(tmp_path: Path, demo_checkpoint: Pa
         "texts": [demo_checkpoint, demo_f16, "--texts", tmp_path / "nowhere.txt"],
         "store": [demo_checkpoint],
     }
-    found = run_verify(*arguments[wrong], home=tmp_path / "home")
-    assert found.returncode == 1
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments[wrong]])
+    assert found.exit_code == 1
     assert found.stdout == ""
     assert found.stderr.startswith("verify: ")
-    assert "Traceback" not in found.stderr
+    assert isinstance(found.exception, SystemExit)
