@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader
+from gguf import GGUFReader, ReaderField
 
 from convert.checkpoint import Checkpoint, read_json
 from convert.gpt_neox import Hyperparameters, Tensor, hyperparameters, map_tensors
@@ -59,24 +59,38 @@ def check_files(
     vocabulary = read_vocabulary(read_json(checkpoint.folder / "tokenizer.json"), hparams.vocab_size)
     unused = "embed_out.weight" if hparams.tie_word_embeddings else None
     tensors = map_tensors(hparams, [name for name in checkpoint.weight_map if name != unused])
-    unreadable = {path: reason for path in paths if (reason := _unreadable(path))}
-    readers = {path: GGUFReader(path) for path in paths if path not in unreadable}
+    opened = {path: _open(path) for path in paths}
+    readers = {path: reader for path, reader in opened.items() if isinstance(reader, GGUFReader)}
     errors = check_tensors(checkpoint, hparams, tensors, list(readers.values()), n_threads, progress)
     checked = {
         path: _checked(path, reader, found, hparams, vocabulary, tensors)
         for (path, reader), found in zip(readers.items(), errors, strict=True)
     }
-    checked |= {path: FileCheck(path, _size(path), "", 0, [reason], []) for path, reason in unreadable.items()}
+    checked |= {
+        path: FileCheck(path, _size(path), "", 0, [reason], [])
+        for path, reason in opened.items()
+        if isinstance(reason, str)
+    }
     return [checked[path] for path in paths]
 
 
-def _unreadable(path: Path) -> str:
-    """Why llama.cpp would not run it, "" if it would."""
+def _open(path: Path) -> GGUFReader | str:
+    """The file, memory-mapped, or why it cannot be read; llama.cpp's own reader has to accept it first."""
     try:
         require_gptneox(read_header(path))
+        return GGUFReader(path)
     except ModelFileError as error:
         return error.message
-    return ""
+    except (ValueError, KeyError) as error:  # what llama.cpp knows and the gguf package does not
+        return f"{path} cannot be read: {error}."
+
+
+def _contents(field: ReaderField) -> Any:
+    """A value of the metadata, None for text that is no UTF-8."""
+    try:
+        return field.contents()
+    except ValueError:
+        return None
 
 
 def _size(path: Path) -> int:
@@ -91,7 +105,7 @@ def _checked(
     vocabulary: Vocabulary,
     tensors: Sequence[Tensor],
 ) -> FileCheck:
-    metadata = {key: field.contents() for key, field in reader.fields.items()}
+    metadata = {key: _contents(field) for key, field in reader.fields.items()}
     surplus = {tensor.name for tensor in reader.tensors} - {tensor.name for tensor in tensors}
     findings = [error.message for error in errors if error.message]
     findings += [f"{name} is no tensor of this model." for name in sorted(surplus)]

@@ -95,7 +95,7 @@ def by_size(files: Sequence[FileReport]) -> str:
             _dot(px, y.at(mean), 5, 0 if language == "ja" else 1, f"{file.mixture} {language}: {mean:.3g}")
             for language, mean in means
         ]
-        labels.append((px, min(heights), file.mixture))
+        labels.append((px, min(heights), max(heights), file.mixture))
     parts += _point_labels(labels) + _legend()
     return _svg("Mean KL divergence by file size", parts, f"size ({name})", "mean KL (nats)")
 
@@ -137,14 +137,19 @@ def _end_labels(ends: Sequence[tuple[float, int, str]]) -> list[str]:
     return parts
 
 
-def _point_labels(labels: Sequence[tuple[float, float, str]]) -> list[str]:
-    """Names above points, moved up where they would overlap the one before."""
+def _point_labels(labels: Sequence[tuple[float, float, float, str]]) -> list[str]:
+    """Names of points that reach from `top` to `bottom`: above or below, as near as they overlap no other."""
     placed: list[tuple[float, float, float]] = []
     parts = []
-    for px, py, name in sorted(labels):
-        width, at = 7.2 * len(name), py - 11
-        while any(abs(px - ox) < (width + ow) / 2 and abs(at - oy) < 13 for ox, oy, ow in placed):
-            at -= 13
+    for px, top, bottom, name in sorted(labels):
+        width = 7.2 * len(name)
+
+        def is_free(at: float, px: float = px, width: float = width) -> bool:
+            inside = _TOP - 8 < at < HEIGHT - _BOTTOM
+            return inside and all(abs(px - x) >= (width + w) / 2 or abs(at - y) >= 13 for x, y, w in placed)
+
+        places = [at for step in range(12) for at in (top - 11 - 13 * step, bottom + 19 + 13 * step)]
+        at = next(filter(is_free, places), places[0])
         placed.append((px, at, width))
         parts.append(_text(px, at, name, "middle"))
     return parts

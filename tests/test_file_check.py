@@ -211,6 +211,15 @@ def test_another_type_of_token_is_named(tmp_path: Path, demo_checkpoint: Path, d
     )
 
 
+def test_tokens_that_are_no_text_are_named(tmp_path: Path, demo_checkpoint: Path, demo_f16: Path) -> None:
+    def spoil(reader: GGUFReader) -> None:
+        field = reader.fields["tokenizer.ggml.tokens"]
+        field.parts[field.data[700]][0] = 0xFF
+
+    finding = only_finding(demo_checkpoint, spoiled(demo_f16, tmp_path, spoil))
+    assert finding.startswith("tokenizer.ggml.tokens is not tokenizer.json's")
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

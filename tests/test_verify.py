@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -252,6 +253,17 @@ def test_the_page_is_whole_and_needs_nothing_else(report: Report) -> None:
         assert file.name in text
         assert f"{file.groups['en'].mean_kl:.6f}" in text
     assert "prefers-color-scheme: dark" in source
+
+
+def test_nothing_is_drawn_outside_a_plot(report: Report) -> None:
+    svgs = re.findall(r'<svg viewBox="0 0 (\d+) (\d+)".*?</svg>', as_html(report), re.DOTALL)
+    assert len(svgs) == 3
+    width, height = map(float, svgs[0])
+    source = as_html(report)
+    across = [float(value) for value in re.findall(r' (?:x|x1|x2|cx)="([-\d.]+)"', source)]
+    down = [float(value) for value in re.findall(r' (?:y|y1|y2|cy)="([-\d.]+)"', source)]
+    assert 0 < min(across) <= max(across) < width
+    assert 0 < min(down) <= max(down) < height
 
 
 def test_what_a_text_holds_does_not_become_markup(demo_checkpoint: Path, demo_f16: Path, tmp_path: Path) -> None:
