@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install convert chat demo test check clean
+.PHONY: help install convert verify chat demo test check clean
 
 help: ## Show this list
 	@echo "weblab-local: weblab-10b-instruction-sft on your own computer"
@@ -21,7 +21,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  variables: BACKEND=cpu|cuda|metal|vulkan  MODEL=folder-or-hub-id  REVISION=...  QUANT=\"Q4_K_M Q8_0\""
-	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=file"
+	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=file  HTML=file  JSON=file"
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,10 @@ convert: $(VENV)/.installed ## Download the model and convert it; the result goe
 	@$(BIN)/python -m convert "$(MODEL)" --quant "$(QUANT)" $(if $(REVISION),--revision "$(REVISION)") \
 		$(if $(OUTPUT),--output "$(OUTPUT)") $(if $(IMATRIX),--imatrix "$(IMATRIX)") \
 		$(if $(FORCE),--force) $(if $(LOW_DISK),--low-disk)
+
+verify: $(VENV)/.installed ## Compare what was converted with the model it was made from; FILES="..." for others
+	@$(BIN)/python -m convert.verify "$(MODEL)" $(or $(FILES),$(if $(OUTPUT),$(wildcard $(OUTPUT)/*.gguf))) \
+		$(if $(REVISION),--revision "$(REVISION)") $(if $(HTML),--html "$(HTML)") $(if $(JSON),--json "$(JSON)")
 
 chat: $(VENV)/.installed ## Talk with the newest converted model
 	@$(BIN)/weblab-local chat

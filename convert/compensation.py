@@ -11,9 +11,10 @@ pass through the checkpoint, one layer after the other:
     reference --(inputs)--> Hessians of a layer --> rounded matrices of it --> written over those in the .partial file
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +27,10 @@ from convert.gpt_neox import Tensor
 from convert.grid import read_grid, with_values
 from convert.kernels import SUPER_BLOCK, TYPES, compiled
 from convert.output import OutputFile
+from convert.pipeline import Refine
 from convert.plan import Plan, PlannedOutput, available_cores
 from convert.quantize import quantize_rows
+from convert.texts import calibration, describe, read_tokenizer, sequences
 
 Floats = NDArray[np.float32]
 
@@ -36,6 +39,10 @@ DAMPING = 0.05
 
 MAX_COLUMNS = 6144
 """Columns that are looked at together: H has their square of values, and is inverted. Longer rows are cut evenly."""
+
+CALIBRATION_TOKENS = 8000
+CALIBRATION_CONTEXT = 512
+"""Tokens in all, and in a sequence at most."""
 
 _ROWS = 256
 """Rows that one thread rounds at a time."""
@@ -116,7 +123,8 @@ def _spread(hessian: torch.Tensor) -> torch.Tensor:
     diagonal += DAMPING * diagonal.mean()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor = torch.linalg.cholesky(inverse, upper=True)
-    return (factor / factor.diagonal()[:, None]).float()
+    spread: torch.Tensor = (factor / factor.diagonal()[:, None]).float()
+    return spread
 
 
 @compiled
@@ -184,19 +192,30 @@ class Compensation:
             self._file.write_at(self._planned.position(name), compensated(rows, entry.ggml_type, hessian))
 
 
-def compensate(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    planned: PlannedOutput,
-    file: OutputFile,
-    sequences: Sequence[Sequence[int]],
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Round all matrices of `planned` again that have inputs, by what `sequences` of token ids make of them.
+def prepare(checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None]) -> Refine:
+    """What `pipeline.convert` calls to round the matrices of a compensated output; says what it will cost.
 
-    For a layer of the 10B: 1.1 GB for its weights, 0.7 GB for H, 0.6 GB for its inverse, 0.8 GB for the largest matrix.
+    The inputs are those that the checkpoint makes of CALIBRATION_TOKENS tokens of the project's calibration texts. For
+    a layer of the 10B it takes 1.1 GB for its weights, 0.7 GB for H, 0.6 GB for an inverse and 0.8 GB for a matrix.
     """
-    rounding = Compensation(checkpoint, plan, planned, file)
-    for _ in reference.logits(checkpoint, sequences, observer=rounding, progress=progress):
-        pass
-    rounding.finish()
+    n_ctx = min(CALIBRATION_CONTEXT, plan.hparams.max_position_embeddings)
+    tokenizer = read_tokenizer(checkpoint.folder)
+    ids = sequences(calibration(), tokenizer, plan.hparams.eos_token_id, n_ctx, CALIBRATION_TOKENS)
+    n_tokens = sum(map(len, ids))
+    say(
+        f"W4: when all is written, the full model reads {n_tokens} tokens of calibration text, layer by layer, and "
+        "each layer is rounded by what it made of them. For the 10B that is an hour or more."
+    )
+
+    def refine(planned: PlannedOutput, file: OutputFile, progress: Callable[[int, int], None]) -> None:
+        rounding = Compensation(checkpoint, plan, planned, file)
+        for _ in reference.logits(checkpoint, ids, observer=rounding, progress=progress):
+            pass
+        rounding.finish()
+
+    return refine
+
+
+def recipe() -> dict[str, Any]:
+    """What decides the result besides the checkpoint, for the manifest."""
+    return {"texts": describe(calibration(), [])["sha256"], "tokens": CALIBRATION_TOKENS, "damping": DAMPING}

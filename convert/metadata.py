@@ -19,6 +19,9 @@ from convert.vocab import PRE_TOKENIZER, Vocabulary
 
 ARCHITECTURE = "gptneox"
 REPOSITORY_KEY = "general.source.huggingface.repository"
+MIXTURE_KEY = "weblab_local.mixture"
+"""Names a mixture that llama.cpp has no number for."""
+
 REVISION_KEY = "weblab_local.source.revision"
 NORMALIZER_KEY = "weblab_local.tokenizer.normalizer"
 
@@ -128,6 +131,8 @@ def _add_general(writer: gguf.GGUFWriter, card: ModelCard, mixture: Mixture, n_w
     writer.add_string(REPOSITORY_KEY, card.repository)
     writer.add_string(REVISION_KEY, card.revision)
     writer.add_file_type(mixture.file_type)
+    if mixture.compensated:
+        writer.add_string(MIXTURE_KEY, mixture.name)
     if mixture.base not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -40,7 +40,10 @@ Progress = Callable[[int, int], None]
 Recipe = Callable[[Mixture], Mapping[str, Any]]
 """What decides an output's bytes besides the source, for the manifest."""
 
-Refine = Callable[[PlannedOutput, OutputFile], None]
+Shown = Callable[[str], AbstractContextManager[Progress]]
+"""Shows how far the work of that title is, as `progress.shown` does."""
+
+Refine = Callable[[PlannedOutput, OutputFile, Progress], None]
 """Called with an output that is written but for its name, to improve on it."""
 
 CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md")
@@ -60,7 +63,7 @@ def convert(
     checkpoint: Checkpoint,
     plan: Plan,
     recipe: Recipe,
-    progress: Progress | None = None,
+    shown: Shown = lambda _: nullcontext(lambda *_: None),
     refine: Refine | None = None,
 ) -> list[Result]:
     """Write all of the plan's outputs from one reading of the checkpoint; `refine` those that are compensated.
@@ -84,19 +87,20 @@ def convert(
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         hashes: dict[str, str] = {}
         try:
-            for shard, tensors in _by_shard(checkpoint, plan.tensors).items():
-                with checkpoint.open_shard(shard) as stored, ShardReader(checkpoint.folder / shard) as reader:
-                    if checkpoint.fetch is not None:
-                        check_shard(checkpoint, shard, stored, plan.tensors)
-                    for n_weights in _quantize_shard(tensors, stored, plan, files, pool, reader, stages):
-                        done += n_weights
-                        if progress is not None:
+            with shown("converting") as progress:
+                for shard, tensors in _by_shard(checkpoint, plan.tensors).items():
+                    with checkpoint.open_shard(shard) as stored, ShardReader(checkpoint.folder / shard) as reader:
+                        if checkpoint.fetch is not None:
+                            check_shard(checkpoint, shard, stored, plan.tensors)
+                        for n_weights in _quantize_shard(tensors, stored, plan, files, pool, reader, stages):
+                            done += n_weights
                             progress(2 * done, 2 * total)
-                    with stages.waiting("the reader"):
-                        hashes[shard] = reader.sha256()
+                        with stages.waiting("the reader"):
+                            hashes[shard] = reader.sha256()
             for planned, file in zip(plan.outputs, files, strict=True):
                 if planned.mixture.compensated and refine is not None:
-                    refine(planned, file)
+                    with shown(f"rounding {planned.mixture.name}") as progress:
+                        refine(planned, file, progress)
             with stages.waiting("the disk to have the output"):
                 for file in files:
                     file.close()

@@ -1,11 +1,13 @@
 """The whole road: find the checkpoint, leave alone what is up to date, download, plan, convert."""
 
+import importlib
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from convert import download, output, quantize
@@ -13,7 +15,7 @@ from convert.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_f
 from convert.errors import ConversionError, OutputError
 from convert.imatrix import ImatrixFile, open_imatrix
 from convert.low_disk import LowDiskFolder
-from convert.mixtures import MIXTURES, Mixture, mixture
+from convert.mixtures import ALL, Mixture, mixture
 from convert.pipeline import convert, source_record
 from convert.plan import Plan, check_room, make_plan
 from convert.progress import format_bytes, say, shown
@@ -40,7 +42,12 @@ def run(request: Request) -> list[Path]:
     """Convert; the paths of all outputs asked for, whether made now or up to date already. Raises ConversionError."""
     mixtures = list(dict.fromkeys(mixture(name) for name in request.quantizations))
     if not mixtures:
-        raise ConversionError("No quantization was given.", f"Choose from: {', '.join(MIXTURES)}.")
+        raise ConversionError("No quantization was given.", f"Choose from: {', '.join(ALL)}.")
+    if request.low_disk and any(found.compensated for found in mixtures):
+        raise ConversionError(
+            "W4 reads the checkpoint again when it is converted, and --low-disk keeps none of it.",
+            "Leave --low-disk out, or choose Q4_K_M.",
+        )
     imatrix = open_imatrix(request.imatrix.expanduser()) if request.imatrix else None
     try:
         request.output_folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +110,17 @@ def _path(request: Request, name: str, mixture: Mixture) -> Path:
 
 def _recipe(request: Request, mixture: Mixture, imatrix: ImatrixFile | None) -> dict[str, Any]:
     recipe: dict[str, Any] = {"mixture": mixture.name, "chat_template": request.chat_template}
+    if mixture.compensated:
+        recipe |= {"compensation": _compensation().recipe()}
     return recipe if imatrix is None else recipe | {"imatrix": imatrix.record}
+
+
+def _compensation() -> ModuleType:
+    """The module, which needs Numba and torch."""
+    try:
+        return importlib.import_module("convert.compensation")
+    except ImportError as error:
+        raise ConversionError(f"W4 cannot be made here: {error}.", "Run make install, or choose Q4_K_M.") from None
 
 
 def _is_done(request: Request, path: Path, source: dict[str, Any], recipe: dict[str, Any]) -> bool:
@@ -168,8 +185,10 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
     if plan.imatrix is not None:
         _say_imatrix(plan.imatrix, plan.without_importance)
     quantize.prepare({entry.ggml_type for planned in plan.outputs for entry in planned.tensors.values()}, say)
-    with shown("converting") as progress:
-        results = convert(checkpoint, plan, lambda m: _recipe(request, m, plan.imatrix), progress)
+    refine = None
+    if any(planned.mixture.compensated for planned in plan.outputs):
+        refine = _compensation().prepare(checkpoint, plan, say)
+    results = convert(checkpoint, plan, lambda m: _recipe(request, m, plan.imatrix), shown, refine)
     for result in results:
         say(f"{result.path}: {format_bytes(result.size)}, sha256 {result.sha256}")
     if plan.card.licence:

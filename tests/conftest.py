@@ -25,6 +25,16 @@ def demo_f16(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def demo_mixtures(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The demo checkpoint in every mixture, by its name."""
+    from convert.mixtures import MIXTURES
+    from convert.run import Request, run
+
+    paths = run(Request(str(demo_checkpoint), None, list(MIXTURES), tmp_path_factory.mktemp("demo-mixtures")))
+    return dict(zip(MIXTURES, paths, strict=True))
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of optional test data; tests that want it are skipped without it."""
     folder = os.environ.get("WEBLAB_TEST_DATA")

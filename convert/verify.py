@@ -1,0 +1,285 @@
+"""`python -m convert.verify`: GGUF files against the checkpoint they were made from.
+
+    each file --file_check--> weights, metadata, vocabulary: are they the checkpoint's?
+    texts --measurement--> ids --reference--> log-probabilities of the checkpoint, computed once for all files
+                           ids --runtime--> each file's logits --divergence--> figures --report--> text, JSON, HTML
+
+A file that does not hold what the checkpoint holds is not run: what it computes would only repeat that it is wrong.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from gguf import TokenType
+from tokenizers import Tokenizer
+
+from convert import download
+from convert.checkpoint import Checkpoint, open_checkpoint, read_json, require_checkpoint_folder
+from convert.continuations import compare_continuations, reference_continuations
+from convert.errors import ConversionError, OutputError
+from convert.file_check import FileCheck, check_files
+from convert.gpt_neox import Hyperparameters, hyperparameters
+from convert.kl_limits import KL_LIMITS
+from convert.measurement import Sample, by_group, by_position, by_text, measure, prompts, samples, token_id_findings
+from convert.plan import available_cores
+from convert.progress import format_bytes, say, shown
+from convert.report import GROUPS, FileReport, Report, as_json, as_text
+from convert.report_html import as_html
+from convert.runtime import Runtime, running
+from convert.source import local_source
+from convert.texts import Text, describe, read_texts, read_tokenizer, verification
+from convert.vocab import read_vocabulary
+from weblab_local.errors import ModelNotFoundError, WeblabError
+from weblab_local.model_store import data_dir, models_dir
+
+DEFAULT_MAX_TOKENS = 4096
+
+N_CTX = 1024
+"""Tokens of the longest sequence; prose that is longer goes on in the next one."""
+
+SMALL_MODEL = 500_000_000
+"""Weights up to which greedy continuations are made without being asked for."""
+
+DEFAULT_CONTINUATIONS = 4
+CONTINUATION_TOKENS = 32
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is compared, and with what.
+
+    `max_tokens` 0 leaves out all that needs a forward pass. `n_continuations` None: DEFAULT_CONTINUATIONS for a model
+    of up to SMALL_MODEL weights, none for a larger one.
+    """
+
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    n_continuations: int | None = None
+    n_threads: int | None = None
+    n_gpu_layers: int = 0
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What every file is compared with."""
+
+    checkpoint: Checkpoint
+    hparams: Hyperparameters
+    tokenizer: Tokenizer
+    texts: Sequence[Text]
+    samples: Sequence[Sample]
+    prompts: Sequence[str]
+    n_vocab: int
+    n_ctx: int
+
+
+def verify_files(
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    texts: Sequence[Text],
+    reference_path: Path,
+    options: Options | None = None,
+) -> Report:
+    """Verify the GGUFs at `paths` against the checkpoint they were made from, with `texts`.
+
+    The reference's log-probabilities are kept at `reference_path`, and taken from there the next time for the same
+    texts: 2 bytes for each token and each entry of the vocabulary. Progress goes to stderr. Raises ConversionError for
+    a checkpoint or texts that cannot be used. The report has the files by size, the largest first.
+    """
+    options = options or Options()
+    n_threads = options.n_threads or available_cores()
+    with shown("comparing weights") as progress:
+        checks = check_files(checkpoint, paths, n_threads, progress)
+    reports = {check.path: FileReport(check, check.findings) for check in checks}
+    sound = sorted((check for check in checks if check.passed), key=lambda check: check.size, reverse=True)
+    described = {}
+    if sound and options.max_tokens:
+        setting = _setting(checkpoint, texts, options, sound[0].n_weights)
+        ids = [sample.ids for sample in setting.samples]
+        described = describe(texts, ids)
+        reports |= {report.check.path: report for report in _run_files(sound, setting, reference_path, options)}
+    by_size = sorted(reports.values(), key=lambda report: report.check.size, reverse=True)
+    return Report(checkpoint.folder.name, described, by_size)
+
+
+def _setting(checkpoint: Checkpoint, texts: Sequence[Text], options: Options, n_weights: int) -> _Setting:
+    hparams = hyperparameters(checkpoint.config)
+    tokenizer = read_tokenizer(checkpoint.folder)
+    n_ctx = min(N_CTX, hparams.max_position_embeddings)
+    n_continuations = options.n_continuations
+    if n_continuations is None:
+        n_continuations = DEFAULT_CONTINUATIONS if n_weights <= SMALL_MODEL else 0
+    types = read_vocabulary(read_json(checkpoint.folder / "tokenizer.json"), hparams.vocab_size).token_types
+    compared = samples(texts, tokenizer, hparams.eos_token_id, n_ctx, options.max_tokens)
+    if not compared:
+        raise ConversionError("There is nothing to compare on.", "Give more texts, or a larger --max-tokens.")
+    return _Setting(
+        checkpoint=checkpoint,
+        hparams=hparams,
+        tokenizer=tokenizer,
+        texts=texts,
+        samples=compared,
+        prompts=prompts(texts, n_continuations),
+        n_vocab=max(i for i, kind in enumerate(types) if kind != TokenType.UNUSED) + 1,
+        n_ctx=n_ctx,
+    )
+
+
+def _run_files(
+    sound: Sequence[FileCheck], setting: _Setting, reference_path: Path, options: Options
+) -> list[FileReport]:
+    """Run each file on the samples. The first, which is the largest, proposes the reference's continuations."""
+    from convert.reference import log_probabilities, logits  # they need torch, which takes seconds to import
+
+    with shown("reference") as progress:
+        ids = [sample.ids for sample in setting.samples]
+        reference = log_probabilities(setting.checkpoint, ids, reference_path, progress=progress)
+    most = setting.n_ctx - CONTINUATION_TOKENS
+    asked = [list(setting.tokenizer.encode(prompt, add_special_tokens=False).ids)[:most] for prompt in setting.prompts]
+    answers: list[list[int]] | None = None
+    reports = []
+    for check in sound:
+        say(f"running {check.path.name}, {format_bytes(check.size)}")
+        threads = options.n_threads or available_cores()
+        with running(check.path, setting.n_ctx, threads, options.n_gpu_layers) as runtime:
+            findings = token_id_findings(runtime, setting.tokenizer, setting.texts)
+            if findings:
+                reports.append(FileReport(check, findings))
+                continue
+            parts = measure(runtime, setting.samples, reference.__getitem__, setting.n_vocab)
+            if answers is None:
+                answers = reference_continuations(
+                    asked,
+                    CONTINUATION_TOKENS,
+                    setting.hparams.eos_token_id,
+                    setting.n_vocab,
+                    partial(runtime.greedy, n_vocab=setting.n_vocab),
+                    lambda sequences: logits(setting.checkpoint, sequences),
+                )
+            continuations = [
+                compare_continuations(prompt, answer, _greedy(runtime, ids, setting), setting.tokenizer.decode)
+                for prompt, ids, answer in zip(setting.prompts, asked, answers, strict=True)
+            ]
+        groups = by_group(setting.samples, parts)
+        reports.append(
+            FileReport(
+                check,
+                _kl_findings(check, {name: summary.mean_kl for name, summary in groups.items()}),
+                groups,
+                by_text(setting.samples, parts),
+                by_position(parts),
+                continuations,
+            )
+        )
+    return reports
+
+
+def _greedy(runtime: Runtime, ids: Sequence[int], setting: _Setting) -> list[int]:
+    return runtime.greedy(ids, CONTINUATION_TOKENS, setting.n_vocab)
+
+
+def _kl_findings(check: FileCheck, means: dict[str, float]) -> list[str]:
+    """What is beyond the mixture's limit; where none is known, only what is no number."""
+    limit = KL_LIMITS.get(check.mixture, float("inf"))
+    return [
+        f"Mean KL divergence of {GROUPS[name]}: {means[name]:.4g}, the limit of {check.mixture or 'any mixture'} is "
+        f"{limit:g}. The weights are right, so it is run wrongly, or this model cannot bear so few bits."
+        for name in ("ja", "en")
+        if name in means and not means[name] <= limit
+    ]
+
+
+@app.command()
+def main(
+    source: Annotated[str, typer.Argument(help="The checkpoint's folder, or a Hub id like owner/name.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="GGUF...", help="What was made from it; default: all in the store that bear its name."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Compare on these texts (.jsonl or plain text).")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=0, help="Compare on about so many tokens; 0: only the files themselves.")
+    ] = DEFAULT_MAX_TOKENS,
+    continuations: Annotated[
+        int | None,
+        typer.Option(min=0, help="Greedy continuations to set side by side; default: 4 for a small model, else 0."),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the reference's log-probabilities are kept.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: all cores.")] = None,
+    n_gpu_layers: Annotated[int, typer.Option(min=0, help="Layers that llama.cpp runs on the GPU.")] = 0,
+) -> None:
+    """Compare GGUF files with the checkpoint they were made from, and say what the quantization costs.
+
+    Prints the report on stdout and progress on stderr. Exit code 0: every file passes; 1: one does not.
+    """
+    try:
+        checkpoint, name = _open(source, revision)
+        kept = reference or data_dir() / "references" / f"{name}.safetensors"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        chosen = read_texts(texts) if texts is not None else verification()
+        options = Options(max_tokens, continuations, threads, n_gpu_layers)
+        report = verify_files(checkpoint, files or _in_store(name), chosen, kept, options)
+        if kept.is_file():
+            say(f"The reference's log-probabilities are kept for the next time: {kept}, {format_bytes(_size(kept))}.")
+        for path, content in ((json_file, as_json), (html_file, as_html)):
+            if path is not None:
+                path.write_text(content(report), encoding="utf-8")
+                say(f"written: {path}")
+    except WeblabError as error:
+        print(f"verify: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        failure = OutputError(f"Reading or writing failed: {error}.", "Check the disk's free space, and the path.")
+        print(f"verify: {failure}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("\nverify: interrupted; the same command goes on where the reference was.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(as_text(report), end="")
+    raise typer.Exit(0 if report.passed else 1)
+
+
+def _open(source: str, revision: str | None) -> tuple[Checkpoint, str]:
+    """The checkpoint, downloaded where it is not in the Hub's cache, and its name."""
+    folder = Path(source).expanduser()
+    if not folder.exists() and download.is_hub_id(source):
+        hub = download.find(source, revision, say)
+        download.check_cache_room(hub.missing_bytes)
+        return open_checkpoint(download.download(hub, say)), hub.repository.rpartition("/")[2]
+    if revision is not None:
+        raise ConversionError("--revision is for checkpoints from the Hub, not for a folder.")
+    require_checkpoint_folder(folder)
+    found = local_source(folder)
+    return open_checkpoint(found.folder), found.name
+
+
+def _in_store(name: str) -> list[Path]:
+    found = sorted(models_dir().glob(f"{name}-*.gguf"))
+    if not found:
+        raise ModelNotFoundError(
+            f"There is no GGUF of {name} in {models_dir()}.", "Give the file's path, or convert it first: make convert."
+        )
+    return found
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m convert.verify")
