@@ -6,6 +6,7 @@ ConversionError
 ├── DownloadError           the Hub did not give it
 ├── TextsError              the texts for calibration or verification cannot be used
 ├── ImatrixError            the importance matrix is damaged, of another model, or none at all
+├── VerificationError       the result does not compute what the checkpoint computes
 └── OutputError             the result cannot be written: disk, memory, an existing file
 """
 
@@ -34,6 +35,10 @@ class TextsError(ConversionError):
 
 class ImatrixError(ConversionError):
     """The importance matrix is damaged, was made of another model, or the file is none at all."""
+
+
+class VerificationError(ConversionError):
+    """The result does not hold or compute what the checkpoint does; it is kept under another name."""
 
 
 class OutputError(ConversionError):

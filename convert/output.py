@@ -51,6 +51,10 @@ class OutputFile:
         sync_folder(self.path.parent)
         publish_manifest(self.path)
 
+    def keep_unverified(self) -> None:
+        """Keep the file under a name that no program looks for, and no manifest with it."""
+        self.partial.replace(unverified_path(self.path))
+
     def discard(self) -> None:
         """Remove what was written and has no final name yet."""
         self._file.close()
@@ -66,6 +70,11 @@ def remove_leftovers(gguf_path: Path) -> None:
 def partial_path(path: Path) -> Path:
     """The name of `path` while it is being written."""
     return path.with_name(path.name + ".partial")
+
+
+def unverified_path(path: Path) -> Path:
+    """The name of `path` when its verification has failed."""
+    return path.with_name(path.name + ".unverified")
 
 
 def sync_folder(folder: Path) -> None:

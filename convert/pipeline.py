@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from convert import output
 from convert.check import check_written
 from convert.checkpoint import Checkpoint, StoredTensor
-from convert.errors import CheckpointError, OutputError
+from convert.errors import CheckpointError, OutputError, VerificationError
 from convert.gpt_neox import Tensor
 from convert.mixtures import Mixture
 from convert.output import OutputFile
@@ -46,6 +46,10 @@ Shown = Callable[[str], AbstractContextManager[Progress]]
 Refine = Callable[[PlannedOutput, OutputFile, Progress], None]
 """Called with an output that is written but for its name, to improve on it."""
 
+Verify = Callable[[Sequence[Path]], Sequence[Mapping[str, Any] | None]]
+"""Called with the finished files, which have no final name yet: the figures for each one's manifest, whose "passed"
+decides whether it gets that name. None where it could not be verified, which does."""
+
 CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md")
 """Small files that have a say in the output, besides the shards."""
 
@@ -65,12 +69,13 @@ def convert(
     recipe: Recipe,
     shown: Shown = lambda _: nullcontext(lambda *_: None),
     refine: Refine | None = None,
+    verify: Verify | None = None,
 ) -> list[Result]:
     """Write all of the plan's outputs from one reading of the checkpoint; `refine` those that are compensated.
 
     Either every output has its final name at the end, with a manifest beside it, or an exception is raised and
-    nothing is left. Raises ConversionError; whatever else interrupts (KeyboardInterrupt) passes through after the
-    clean-up.
+    nothing is left, but for what `verify` lets fail: that is kept as .unverified. Raises ConversionError; whatever else
+    interrupts (KeyboardInterrupt) passes through after the clean-up.
     """
     done = 0
     total = plan.n_weights
@@ -110,8 +115,13 @@ def convert(
                     "Wait until its download or training has ended, then run the same command again.",
                 )
             with stages.waiting("the check of the output"):
-                results = _publish(plan, files, source_record(checkpoint, plan, hashes), recipe)
+                results = _check(plan, files)
+            figures: Sequence[Mapping[str, Any] | None] = [None] * len(files)
+            if verify is not None:
+                with stages.waiting("the verification"):
+                    figures = verify([file.partial for file in files])
             stages.log()
+            _publish(plan, files, results, figures, source_record(checkpoint, plan, hashes), recipe)
             return results
         except OSError as error:
             raise OutputError(
@@ -139,30 +149,53 @@ def source_record(checkpoint: Checkpoint, plan: Plan, hashes: Mapping[str, str] 
     return record
 
 
-def _publish(plan: Plan, files: Sequence[OutputFile], source: Mapping[str, Any], recipe: Recipe) -> list[Result]:
-    """Check what was written, and only when all of it and the manifests are on the disk give the final names."""
-    results = []
+def _check(plan: Plan, files: Sequence[OutputFile]) -> list[Result]:
+    """What was written, read back."""
     for planned, file in zip(plan.outputs, files, strict=True):
         check_written(planned, file.partial)
     with ThreadPoolExecutor(plan.n_threads, thread_name_prefix="sha256") as pool:
-        hashes = list(pool.map(output.sha256, [file.partial for file in files]))
-    for planned, file, sha256 in zip(plan.outputs, files, hashes, strict=True):
-        result = Result(file.path, planned.size, sha256)
-        output.stage_manifest(file.path, _manifest(source, recipe(planned.mixture), result))
-        results.append(result)
-    for file in files:
-        file.publish()
-    return results
+        hashes = pool.map(output.sha256, [file.partial for file in files])
+        return [
+            Result(file.path, planned.size, sha256)
+            for planned, file, sha256 in zip(plan.outputs, files, hashes, strict=True)
+        ]
 
 
-def _manifest(source: Mapping[str, Any], recipe: Mapping[str, Any], result: Result) -> dict[str, Any]:
+def _publish(
+    plan: Plan,
+    files: Sequence[OutputFile],
+    results: Sequence[Result],
+    figures: Sequence[Mapping[str, Any] | None],
+    source: Mapping[str, Any],
+    recipe: Recipe,
+) -> None:
+    """Only when all files and manifests are on the disk give the final names, to what did not fail its verification."""
+    for planned, result, found in zip(plan.outputs, results, figures, strict=True):
+        output.stage_manifest(result.path, _manifest(source, recipe(planned.mixture), result, found))
+    failed = []
+    for file, found in zip(files, figures, strict=True):
+        if found is None or found["passed"]:
+            file.publish()
+        else:
+            file.keep_unverified()
+            failed.append(f"{output.unverified_path(file.path)}: {' '.join(found['findings'])}")
+    if failed:
+        raise VerificationError(
+            "\n".join(["Not what the checkpoint is:", *failed]),
+            "Convert again (make convert FORCE=1). If it stays, please report it; VERIFY=0 gives the file its name.",
+        )
+
+
+def _manifest(
+    source: Mapping[str, Any], recipe: Mapping[str, Any], result: Result, verification: Mapping[str, Any] | None
+) -> dict[str, Any]:
     return {
         "format": output.MANIFEST_FORMAT,
         "source": source,
         "recipe": recipe,
         "output": {"name": result.path.name, "size": result.size, "sha256": result.sha256},
         "tools": output.tool_versions(),
-        "verification": None,
+        "verification": verification,
     }
 
 

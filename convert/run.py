@@ -1,9 +1,10 @@
 """The whole road: find the checkpoint, leave alone what is up to date, download, plan, convert."""
 
 import importlib
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from convert.errors import ConversionError, OutputError
 from convert.imatrix import ImatrixFile, open_imatrix
 from convert.low_disk import LowDiskFolder
 from convert.mixtures import ALL, Mixture, mixture
-from convert.pipeline import convert, source_record
+from convert.pipeline import Verify, convert, source_record
 from convert.plan import Plan, check_room, make_plan
 from convert.progress import format_bytes, say, shown
 from convert.source import ChatTemplateChoice, Source, local_source, model_card
+from weblab_local.errors import WeblabError
 from weblab_local.model_store import models_dir
 
 
@@ -174,6 +176,7 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
     for planned in plan.outputs:
         say(f"  {planned.mixture.name}: {planned.size} bytes ({format_bytes(planned.size)}) to {planned.path}")
         output.remove_leftovers(planned.path)
+        output.unverified_path(planned.path).unlink(missing_ok=True)
     room = check_room(plan, request.output_folder, extra_disk)
     say(
         f"disk: {format_bytes(room.disk)} needed, {format_bytes(room.disk_free)} free; "
@@ -188,11 +191,39 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
     refine = None
     if any(planned.mixture.compensated for planned in plan.outputs):
         refine = _compensation().prepare(checkpoint, plan, say)
-    results = convert(checkpoint, plan, lambda m: _recipe(request, m, plan.imatrix), shown, refine)
+    verify = _verification(request, checkpoint, plan)
+    results = convert(checkpoint, plan, lambda m: _recipe(request, m, plan.imatrix), shown, refine, verify)
     for result in results:
         say(f"{result.path}: {format_bytes(result.size)}, sha256 {result.sha256}")
     if plan.card.licence:
         say(f"Licence of the model: {plan.card.licence}" + _non_commercial(plan.card.licence))
+
+
+def _verification(request: Request, checkpoint: Checkpoint, plan: Plan) -> Verify | None:
+    """What compares the results with the checkpoint before they get their names; None where that is not done."""
+    if os.environ.get("VERIFY") == "0":
+        say("The result is not compared with the checkpoint: VERIFY=0.")
+        return None
+    if checkpoint.release is not None:
+        say("The result is not compared with the checkpoint: --low-disk keeps none of it.")
+        return None
+
+    def verify(paths: Sequence[Path]) -> Sequence[Mapping[str, Any] | None]:
+        from convert.report import sentence
+        from convert.verify import short_verification
+
+        say("comparing the result with the checkpoint on a few texts (VERIFY=0 leaves that out)")
+        try:
+            report = short_verification(checkpoint, plan.card.name, paths, request.threads)
+        except WeblabError as error:
+            say(f"The result could not be compared with the checkpoint, and is kept as it is: {error}")
+            return [None] * len(paths)
+        for file in report.files:
+            say(sentence(file).replace(".gguf.partial", ".gguf"))
+        figures = report.figures()
+        return [figures[path.name] for path in paths]
+
+    return verify
 
 
 def _say_imatrix(imatrix: ImatrixFile, without: Sequence[str]) -> None:

@@ -39,6 +39,9 @@ from weblab_local.model_store import data_dir, models_dir
 
 DEFAULT_MAX_TOKENS = 4096
 
+SHORT_TOKENS = 1000
+"""What a conversion ends with."""
+
 N_CTX = 1024
 """Tokens of the longest sequence; prose that is longer goes on in the next one."""
 
@@ -108,6 +111,13 @@ def verify_files(
         reports |= {report.check.path: report for report in _run_files(sound, setting, reference_path, options)}
     by_size = sorted(reports.values(), key=lambda report: report.check.size, reverse=True)
     return Report(checkpoint.folder.name, described, by_size)
+
+
+def short_verification(checkpoint: Checkpoint, name: str, paths: Sequence[Path], n_threads: int | None) -> Report:
+    """`verify_files` on SHORT_TOKENS tokens, what a conversion ends with. The model's `name` tells references apart."""
+    kept = data_dir() / "references" / f"{name}-short.safetensors"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    return verify_files(checkpoint, paths, verification(), kept, Options(SHORT_TOKENS, 0, n_threads))
 
 
 def _setting(checkpoint: Checkpoint, texts: Sequence[Text], options: Options, n_weights: int) -> _Setting:

@@ -1,12 +1,21 @@
 """Fixtures shared by the tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from convert.demo.corpus import CHECKPOINT
 from weblab_local import i18n
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_verification() -> Iterator[None]:
+    """Conversions are not compared with their checkpoint, which takes longer than they do; tests of that say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERIFY", "0")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -179,6 +179,15 @@ def test_models_lists_the_store(weblab: CommandLine) -> None:
     assert re.fullmatch(r" +一号 +\d\.\d MB +Q4_K_M +matsuo-lab/weblab-10b @ c0ffeec0ffee +abababababab *", first)
 
 
+def test_models_shows_what_the_conversion_lost(weblab: CommandLine) -> None:
+    store("a", manifest={"verification": {"passed": True, "mean_kl": {"ja": 0.00123, "en": 0.002}}})
+    store("b", manifest={"verification": None})
+    title, first, second = weblab("models").stdout.splitlines()
+    assert "KL" in title.split()
+    assert "ja 0.0012 en 0.0020" in first
+    assert "ja" not in second
+
+
 def test_models_use_chooses_the_default(weblab: CommandLine) -> None:
     store("a")
     store("b")

@@ -116,6 +116,12 @@ class StoredModel:
         )
 
     @property
+    def mean_kl(self) -> Mapping[str, float]:
+        """Mean KL divergence from the checkpoint in nats, by language, {} where the conversion was not verified."""
+        found = _section(_section(self.manifest, "verification"), "mean_kl")
+        return {str(key): value for key, value in found.items() if isinstance(value, (int, float))}
+
+    @property
     def sha256(self) -> str:
         """The recorded SHA-256, "" where no manifest says."""
         return str(_section(self.manifest, "output").get("sha256", ""))

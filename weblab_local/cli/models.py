@@ -22,12 +22,16 @@ def show() -> None:
         return
     default = store.find_model()
     table = Table(box=None, pad_edge=False)
-    for title in ("", _("Name"), _("Size"), _("Type"), _("Source"), "SHA-256"):
+    verified = any(model.mean_kl for model in models)
+    titles = ["", _("Name"), _("Size"), _("Type"), *(["KL"] if verified else []), _("Source"), "SHA-256"]
+    for title in titles:
         table.add_column(title, no_wrap=title != _("Source"))
     for model in models:
         size = f"{model.size / 1e9:.2f} GB" if model.size >= 1e9 else f"{model.size / 1e6:.1f} MB"
         mark = "*" if model.path == default else ""
-        table.add_row(mark, model.name, size, model.mixture, model.source, model.sha256[:12])
+        kl = " ".join(f"{language} {value:.4f}" for language, value in model.mean_kl.items())
+        cells = [mark, model.name, size, model.mixture, *([kl] if verified else []), model.source, model.sha256[:12]]
+        table.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

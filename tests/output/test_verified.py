@@ -1,0 +1,94 @@
+"""A conversion ends with a comparison: what is not the checkpoint does not get the name that programs look for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from convert import verify
+from convert.errors import ConversionError, VerificationError
+from convert.kl_limits import KL_LIMITS
+from convert.quantize import quantize_rows
+from tests.conversions import converted, files_in
+
+NAME = "weblab-demo-instruction-sft"
+
+
+@pytest.fixture(autouse=True)
+def _with_verification(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VERIFY")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+def verification_of(path: Path) -> Any:
+    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["verification"]
+
+
+def test_the_manifest_has_the_figures(demo_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    q8, q4 = converted(demo_checkpoint, folder, "Q8_0", "Q4_K_M")
+    first, second = verification_of(q8), verification_of(q4)
+    assert first["passed"] is second["passed"] is True
+    assert first["n_tokens"] == verify.SHORT_TOKENS
+    assert 0 < first["mean_kl"]["ja"] < second["mean_kl"]["ja"] < KL_LIMITS["Q4_K_M"]
+    said = capsys.readouterr().err
+    assert f"{NAME}-Q8_0.gguf passes: mean KL" in said
+    assert f"{NAME}-Q4_K_M.gguf passes: mean KL" in said
+
+
+def test_what_fails_is_kept_under_another_name(
+    demo_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = converted(demo_checkpoint, folder, "Q8_0")
+    before = path.read_bytes(), path.with_suffix(".json").read_bytes()
+
+    def spoil(rows: NDArray[np.float32], *more: Any) -> NDArray[np.uint8]:
+        return quantize_rows(np.zeros_like(rows) if rows.shape == (1024, 256) else rows, *more)
+
+    monkeypatch.setattr("convert.pipeline.quantize_rows", spoil)
+    with pytest.raises(VerificationError, match=r"Q8_0.gguf.unverified: .*ffn_up.weight(.|\n)*VERIFY=0"):
+        converted(demo_checkpoint, folder, "Q8_0", force=True)
+
+    assert files_in(folder) == [f"{NAME}-Q8_0.gguf", f"{NAME}-Q8_0.gguf.unverified", f"{NAME}-Q8_0.json"]
+    assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == before
+    monkeypatch.undo()
+    converted(demo_checkpoint, folder, "Q8_0", force=True)
+    assert files_in(folder) == [f"{NAME}-Q8_0.gguf", f"{NAME}-Q8_0.json"]
+
+
+def test_too_much_divergence_fails(demo_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "KL_LIMITS", {"Q4_K_M": 1e-6})
+    with pytest.raises(VerificationError, match=r"Mean KL divergence of Japanese.*the limit of Q4_K_M is 1e-06"):
+        converted(demo_checkpoint, folder, "Q4_K_M", "Q8_0")
+    assert files_in(folder) == [f"{NAME}-Q4_K_M.gguf.unverified", f"{NAME}-Q8_0.gguf", f"{NAME}-Q8_0.json"]
+
+
+def test_what_cannot_be_compared_is_kept(
+    demo_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise ConversionError("There is no room for the reference.")
+
+    monkeypatch.setattr(verify, "short_verification", fail)
+    (path,) = converted(demo_checkpoint, folder, "Q8_0")
+    assert verification_of(path) is None
+    assert (
+        "could not be compared with the checkpoint, and is kept as it is: There is no room" in capsys.readouterr().err
+    )
+
+
+def test_it_can_be_left_out(
+    demo_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VERIFY", "0")
+    (path,) = converted(demo_checkpoint, folder, "Q8_0")
+    assert verification_of(path) is None
+    assert "VERIFY=0" in capsys.readouterr().err
