@@ -51,15 +51,23 @@ def test_without_a_name_it_is_the_newest() -> None:
     assert find_model() == newest
 
 
-def test_what_is_no_file_is_no_model() -> None:
-    store = models_dir()
-    store.mkdir(parents=True)
-    (store / "unplugged.gguf").symlink_to("/nowhere/unplugged.gguf")
-    (store / "folder.gguf").mkdir()
+def test_a_folder_is_no_model() -> None:
+    (models_dir() / "folder.gguf").mkdir(parents=True)
     assert stored_models() == []
     with pytest.raises(ModelNotFoundError, match="no model called 'folder'"):
         remove_model("folder")
-    assert (store / "folder.gguf").is_dir()
+    assert (models_dir() / "folder.gguf").is_dir()
+
+
+def test_a_link_to_what_is_not_there_can_be_seen_and_removed() -> None:
+    models_dir().mkdir(parents=True)
+    (models_dir() / "unplugged.gguf").symlink_to("/nowhere/unplugged.gguf")
+    (link,) = stored_models()
+    assert link.size == 0
+    with pytest.raises(ModelNotFoundError, match="no model in"):
+        find_model()
+    remove_model("unplugged")
+    assert stored_models() == []
 
 
 def test_an_empty_store_says_how_to_fill_it() -> None:

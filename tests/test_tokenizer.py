@@ -26,7 +26,8 @@ JAPANESE = st.text(
         st.sampled_from(list("\u3099\u309a\u0301 \n\t👩🏽‍🚀🇯🇵abc012.,!")),
     )
 )
-ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "<|" not in text)
+"""Without special tokens, which hypothesis finds in these tests' own source; tests of their own have them."""
 
 
 @pytest.fixture(scope="module")

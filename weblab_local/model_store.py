@@ -63,7 +63,7 @@ def _default_model() -> Path:
     chosen = read_settings().get("model")
     if isinstance(chosen, str) and (models_dir() / f"{chosen}.gguf").is_file():
         return models_dir() / f"{chosen}.gguf"
-    models = stored_models()
+    models = [model for model in stored_models() if model.path.is_file()]
     if not models:
         raise ModelNotFoundError(
             _("There is no model in {folder} yet.").format(folder=models_dir()),
@@ -99,8 +99,8 @@ class StoredModel:
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return self.path.stat().st_size
+        """Bytes, 0 for a link to what is not there."""
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     @property
     def mixture(self) -> str:
@@ -133,8 +133,8 @@ def _section(manifest: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def stored_models() -> list[StoredModel]:
-    """All models in the store, by name. A link to a disk that is not there, or a folder, is none."""
-    paths = sorted(path for path in models_dir().glob("*.gguf") if path.is_file())
+    """All models in the store, by name, also a link to a disk that is not there."""
+    paths = sorted(path for path in models_dir().glob("*.gguf") if not path.is_dir())
     return [StoredModel(path, _read_json(path.with_suffix(".json"))) for path in paths]
 
 
@@ -220,7 +220,7 @@ def verify_model(model: StoredModel, on_progress: Progress | None = None) -> boo
             _("Models made with `make convert` have one."),
         )
     digest = hashlib.sha256()
-    for block in _blocks(model.path, on_progress):
+    for block in _blocks(_require_gguf(model.path), on_progress):
         digest.update(block)
     return digest.hexdigest() == model.sha256
 

@@ -1,0 +1,106 @@
+"""W4 beside Q4_K_M on held-out Japanese: mean KL divergence of the whole file, and of its layers alone.
+
+    python -m tests.benchmarks.w4 CHECKPOINT JSQUAD [--texts 24] [--tokens 216]
+
+CHECKPOINT: one with real structure, such as WEBLAB_TEST_DATA's weblab-mid. JSQUAD: JSQuAD's validation file, whose
+paragraphs and questions are put into the instruction template. transformers computes both in float32, on the weights
+that the GGUFs decode to; for the layers alone embedding and output stay as they are in the checkpoint.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFReader, dequantize
+from transformers import GPTNeoXForCausalLM
+
+from convert.checkpoint import open_checkpoint
+from convert.gpt_neox import hyperparameters, map_tensors
+from convert.run import Request, run
+from convert.texts import read_tokenizer
+from weblab_local.prompt import instruction_prompt
+
+
+def prompts(jsquad: Path) -> list[str]:
+    """One question of each paragraph, with its answer."""
+    texts = []
+    for article in json.loads(jsquad.read_text(encoding="utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            context = paragraph["context"].rpartition("[SEP]")[2].strip()
+            asked = paragraph["qas"][0]
+            texts.append(instruction_prompt(asked["question"], context) + asked["answers"][0]["text"])
+    return texts
+
+
+def set_weights(model: GPTNeoXForCausalLM, path: Path, folder: Path, layers_only: bool) -> int:
+    """Put what the GGUF at `path` decodes to into `model`; the bytes that its layers take."""
+    checkpoint = open_checkpoint(folder)
+    mapped = map_tensors(hyperparameters(checkpoint.config), checkpoint.weight_map)
+    tensors = {tensor.name: tensor for tensor in mapped}
+    state = model.state_dict()
+    state["embed_out.weight"] = state.pop("lm_head.weight")  # as checkpoints name it
+    in_layers = 0
+    for found in GGUFReader(path).tensors:
+        tensor = tensors[found.name]
+        in_layers += found.n_bytes if found.name.startswith("blk.") else 0
+        if tensor.source is None or (layers_only and not found.name.startswith("blk.")):
+            continue
+        rows = dequantize(found.data, found.tensor_type).astype(np.float32).reshape(tensor.shape)
+        target = state[tensor.source]
+        if tensor.row_order is None:
+            target.copy_(torch.from_numpy(rows))
+        else:
+            target[torch.from_numpy(tensor.row_order)] = torch.from_numpy(rows)
+    return in_layers
+
+
+@torch.inference_mode()
+def log_probabilities(model: GPTNeoXForCausalLM, sequences: list[list[int]]) -> list[torch.Tensor]:
+    """log_softmax of the logits of each sequence."""
+    return [model(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in sequences]
+
+
+def main() -> None:
+    """Convert to both, print the table."""
+    parser = argparse.ArgumentParser(description="W4 beside Q4_K_M on held-out Japanese.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("jsquad", type=Path)
+    parser.add_argument("--texts", type=int, default=24, help="default: %(default)s")
+    parser.add_argument("--tokens", type=int, default=216, help="of each text; default: %(default)s")
+    arguments = parser.parse_args()
+    os.environ["VERIFY"] = "0"
+    folder = arguments.checkpoint
+    tokenizer = read_tokenizer(folder)
+    encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in prompts(arguments.jsquad)]
+    long = [ids[: arguments.tokens] for ids in encoded if len(ids) >= arguments.tokens]
+    sequences = long[:: max(1, len(long) // arguments.texts)][: arguments.texts]
+    reference = log_probabilities(GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32), sequences)
+    kl: dict[tuple[str, bool], float] = {}
+    print(f"{folder.name}, {len(sequences)} texts of {arguments.tokens} tokens\n")
+    print("| mixture | bytes | in layers | mean KL | of Q4_K_M's | layers alone | of Q4_K_M's |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in run(Request(str(folder), None, ["Q4_K_M", "W4"], Path(scratch))):
+            mixture = path.stem.rpartition("-")[2]
+            for layers_only in (False, True):
+                model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32)
+                in_layers = set_weights(model, path, folder, layers_only)
+                pairs = zip(reference, log_probabilities(model, sequences), strict=True)
+                kl[mixture, layers_only] = float(
+                    torch.cat(
+                        [torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1) for p, q in pairs]
+                    ).mean()
+                )
+            cells = [f"{path.stat().st_size:,}", f"{in_layers:,}"]
+            for layers_only in (False, True):
+                mean = kl[mixture, layers_only]
+                cells += [f"{mean:.6f}", f"{mean / kl['Q4_K_M', layers_only]:.2f}"]
+            print(f"| {mixture} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
