@@ -191,9 +191,10 @@ def _is_made_of(path: Path, wanted: Calibration, force: bool) -> bool:
 
 def _announce(calibration: Calibration, hparams: Hyperparameters, n_sequences: int, seconds: float) -> None:
     languages = " and ".join(f"{share:.0%} {_LANGUAGE_NAMES[of]}" for of, share in _named(calibration.shares) if share)
+    sequences = f"{n_sequences} sequence{'s' if n_sequences > 1 else ''}"
     say(
-        f"calibrating on {calibration.n_tokens} tokens in {n_sequences} sequence{'s'[: n_sequences > 1]}, {languages}: {_duration(seconds)} "
-        f"of computing at this machine's speed, and {format_bytes(2 * _n_weights(hparams))} of weights to read"
+        f"calibrating on {calibration.n_tokens} tokens in {sequences}, {languages}: {_duration(seconds)} of computing "
+        f"at this machine's speed, and {format_bytes(2 * _n_weights(hparams))} of weights to read"
     )
 
 

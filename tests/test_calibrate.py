@@ -182,10 +182,10 @@ def test_converting_with_auto_is_converting_with_the_file_that_it_leaves(
 ) -> None:
     name = "weblab-demo-instruction-sft"
     store = tmp_path / "weblab-home" / "models"
-    (path,) = converted(demo_checkpoint, store, "Q4_K_M", imatrix="auto")
+    (path,) = converted(demo_checkpoint, store, "Q4_0", imatrix="auto")
     imatrix = store / f"{name}.imatrix.gguf"
-    (with_file,) = converted(demo_checkpoint, tmp_path / "b", "Q4_K_M", imatrix=imatrix)
-    (without,) = converted(demo_checkpoint, tmp_path / "c", "Q4_K_M")
+    (with_file,) = converted(demo_checkpoint, tmp_path / "b", "Q4_0", imatrix=imatrix)
+    (without,) = converted(demo_checkpoint, tmp_path / "c", "Q4_0")
 
     assert tensor_bytes(path) == tensor_bytes(with_file) != tensor_bytes(without)
     with loaded(path) as model:
@@ -202,7 +202,7 @@ def test_converting_with_auto_is_converting_with_the_file_that_it_leaves(
 
     imatrix.unlink()  # not needed to see that nothing has changed
     capsys.readouterr()
-    converted(demo_checkpoint, store, "Q4_K_M", imatrix="auto")
+    converted(demo_checkpoint, store, "Q4_0", imatrix="auto")
     assert capsys.readouterr().err == f"{path} is up to date.\n"
 
 
