@@ -21,7 +21,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  variables: BACKEND=cpu|cuda|metal|vulkan  MODEL=folder-or-hub-id  REVISION=...  QUANT=\"Q4_K_M Q8_0\""
-	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=file  HTML=file  JSON=file"
+	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  HTML=file  JSON=file"
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
@@ -40,7 +40,7 @@ install: $(VENV)/pyvenv.cfg ## Install into .venv; BACKEND chooses what llama.cp
 
 convert: $(VENV)/.installed ## Download the model and convert it; the result goes to your data directory
 	@$(BIN)/python -m convert "$(MODEL)" --quant "$(QUANT)" $(if $(REVISION),--revision "$(REVISION)") \
-		$(if $(OUTPUT),--output "$(OUTPUT)") $(if $(IMATRIX),--imatrix "$(IMATRIX)") \
+		$(if $(OUTPUT),--output "$(OUTPUT)") $(if $(IMATRIX),--imatrix "$(if $(filter 1,$(IMATRIX)),auto,$(IMATRIX))") \
 		$(if $(FORCE),--force) $(if $(LOW_DISK),--low-disk)
 
 verify: $(VENV)/.installed ## Compare what was converted with the model it was made from; FILES="..." for others

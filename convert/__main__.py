@@ -26,7 +26,8 @@ def main(
         Path | None, typer.Option(help="Folder for the result; default: where the program looks.")
     ] = None,
     imatrix: Annotated[
-        Path | None, typer.Option(help="An importance matrix of this model, as llama-imatrix writes it.")
+        str | None,
+        typer.Option(help="An importance matrix of this model, as llama-imatrix writes it; auto: make one first."),
     ] = None,
     low_disk: Annotated[
         bool, typer.Option("--low-disk", help="Fetch, convert and delete one shard after the other.")
@@ -45,7 +46,7 @@ def main(
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s")
     signal.signal(signal.SIGTERM, _interrupt)
-    from convert.run import Request, next_step, run
+    from convert.run import AUTO, Request, next_step, run
     from weblab_local.errors import WeblabError
     from weblab_local.model_store import models_dir
 
@@ -58,7 +59,7 @@ def main(
         force=force,
         chat_template=chat_template,
         threads=threads,
-        imatrix=imatrix,
+        imatrix=AUTO if imatrix == AUTO else Path(imatrix) if imatrix else None,
     )
     try:
         paths = run(request)

@@ -23,6 +23,11 @@ from convert.errors import ImatrixError, OutputError
 SUMS_SUFFIX = ".in_sum2"
 COUNTS_SUFFIX = ".counts"
 
+CALIBRATION_KEY = "weblab.calibration.key"
+CALIBRATION_TEXTS = "weblab.calibration.texts_sha256"
+CALIBRATION_TOKENS = "weblab.calibration.tokens"
+CALIBRATION_SHARE = "weblab.calibration.share."
+
 _FROM_LLAMA_IMATRIX = "Give --imatrix the GGUF that llama-imatrix wrote."
 _MAKE_AGAIN = "Copy or download it again, or make it again with llama-imatrix."
 
@@ -35,18 +40,34 @@ class Activations:
     n_tokens: int
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What `convert.calibrate` says of a matrix that it made.
+
+    `key` is the SHA-256 of what the sums depend on, checkpoint and token ids; `texts_sha256` that of the texts;
+    `shares` are those of the languages among the tokens.
+    """
+
+    key: str
+    texts_sha256: str
+    n_tokens: int
+    shares: Mapping[str, float]
+
+
 @dataclass(frozen=True, eq=False)
 class ImportanceMatrix:
     """Activations by the weights' GGUF names.
 
-    `datasets` names the texts they are of, `chunk_count` and `chunk_size` (tokens) how these were cut. Raises
-    ImatrixError for sums that cannot be: negative, not finite, or not one per column.
+    `datasets` names the texts they are of, `chunk_count` and `chunk_size` (tokens) how these were cut;
+    `calibration` is None where somebody else made it. Raises ImatrixError for sums that cannot be: negative, not
+    finite, or not one per column.
     """
 
     entries: Mapping[str, Activations]
     datasets: Sequence[str]
     chunk_count: int
     chunk_size: int
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -193,7 +214,28 @@ def _matrix(reader: GGUFReader) -> ImportanceMatrix:
         missing = name + (COUNTS_SUFFIX if name in names else SUMS_SUFFIX)
         raise ImatrixError(f"The importance matrix is incomplete: there is no {missing}.", _MAKE_AGAIN)
     entries = {name: _activations(tensors[name + SUMS_SUFFIX], tensors[name + COUNTS_SUFFIX]) for name in names}
-    return ImportanceMatrix(entries, datasets, *counts)
+    return ImportanceMatrix(entries, datasets, *counts, _calibration(reader))
+
+
+def _calibration(reader: GGUFReader) -> Calibration | None:
+    key, texts = _value(reader, CALIBRATION_KEY), _value(reader, CALIBRATION_TEXTS)
+    n_tokens = _value(reader, CALIBRATION_TOKENS)
+    if not (isinstance(key, str) and isinstance(texts, str) and isinstance(n_tokens, int)):
+        return None
+    shares = {
+        name.removeprefix(CALIBRATION_SHARE): float(_value(reader, name))
+        for name in reader.fields
+        if name.startswith(CALIBRATION_SHARE)
+    }
+    return Calibration(key, texts, n_tokens, shares)
+
+
+def add_calibration(writer: GGUFWriter, calibration: Calibration) -> None:
+    """Texts, token count and language shares as metadata of a GGUF. The key is left to the matrix's own file."""
+    writer.add_string(CALIBRATION_TEXTS, calibration.texts_sha256)
+    writer.add_uint32(CALIBRATION_TOKENS, calibration.n_tokens)
+    for language, share in sorted(calibration.shares.items()):
+        writer.add_float64(CALIBRATION_SHARE + language, share)
 
 
 def _value(reader: GGUFReader, key: str) -> Any:
@@ -239,6 +281,9 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
     writer.add_array(Keys.IMatrix.DATASETS, list(matrix.datasets))
     writer.add_uint32(Keys.IMatrix.CHUNK_COUNT, matrix.chunk_count)
     writer.add_uint32(Keys.IMatrix.CHUNK_SIZE, matrix.chunk_size)
+    if matrix.calibration is not None:
+        writer.add_string(CALIBRATION_KEY, matrix.calibration.key)
+        add_calibration(writer, matrix.calibration)
     for name, activations in sorted(matrix.entries.items()):
         writer.add_tensor(name + SUMS_SUFFIX, activations.sums)
         writer.add_tensor(name + COUNTS_SUFFIX, np.array([activations.n_tokens], np.float32))

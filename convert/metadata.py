@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from convert.gpt_neox import Hyperparameters
-from convert.imatrix import ImatrixFile
+from convert.imatrix import ImatrixFile, add_calibration
 from convert.mixtures import Mixture
 from convert.vocab import PRE_TOKENIZER, Vocabulary
 
@@ -177,3 +177,5 @@ def _add_imatrix(writer: gguf.GGUFWriter, imatrix: ImatrixFile) -> None:
     writer.add_uint32(IMATRIX_ENTRIES_KEY, len(imatrix.matrix.entries))
     if imatrix.matrix.chunk_count:
         writer.add_uint32(IMATRIX_CHUNKS_KEY, imatrix.matrix.chunk_count)
+    if imatrix.matrix.calibration is not None:
+        add_calibration(writer, imatrix.matrix.calibration)

@@ -93,21 +93,54 @@ def logits(
     CPU. Raises ConversionError for sequences that the model cannot read and for a device that is not there, at once;
     CheckpointError for a damaged checkpoint and OutputError for a `state` that cannot be written, on the way.
     """
-    if state is not None and observer is not None and not isinstance(observer, ResumableObserver):
-        raise TypeError("with a state file, the observer has to be a ResumableObserver")
     hparams = hyperparameters(checkpoint.config)
-    ids = _checked(sequences, hparams)
-    file = None
-    if state is not None:
-        kind = None if observer is None else f"{type(observer).__module__}.{type(observer).__qualname__}"
-        file = StateFile(state, json.dumps(identity(checkpoint, ids) | {"observer": kind}))
-    return _logits(checkpoint, hparams, ids, _device(device), observer, file, _Work(hparams, ids, progress))
+    ids = checked(sequences, hparams)
+    file = _state_file(checkpoint, ids, observer, state)
+    return _logits(checkpoint, hparams, ids, find_device(device), observer, file, _Work(hparams, ids, progress))
 
 
-def _checked(sequences: Sequence[Sequence[int]], hparams: Hyperparameters) -> list[NDArray[np.int64]]:
-    checked = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-    for number, ids in enumerate(checked, 1):
-        name = f"Sequence {number} of {len(checked)}"
+@torch.inference_mode()
+def observe_layers(
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequence[int]],
+    observer: Observer,
+    *,
+    state: Path | None = None,
+    progress: Progress | None = None,
+    device: str = "auto",
+) -> None:
+    """Take the `sequences` through all layers for what the `observer` sees there; the output matrix is not read.
+
+    Otherwise as `logits`.
+    """
+    hparams = hyperparameters(checkpoint.config)
+    ids = checked(sequences, hparams)
+    file = _state_file(checkpoint, ids, observer, state)
+    if not ids:
+        return
+    found = find_device(device)
+    with Weights(checkpoint, hparams, found) as weights:
+        _run_layers(weights, hparams, ids, found, observer, file, _Work(hparams, ids, progress, head=False))
+    if file is not None:
+        file.remove()
+
+
+def _state_file(
+    checkpoint: Checkpoint, ids: Sequence[NDArray[np.int64]], observer: Observer | None, state: Path | None
+) -> StateFile | None:
+    if state is None:
+        return None
+    if observer is not None and not isinstance(observer, ResumableObserver):
+        raise TypeError("with a state file, the observer has to be a ResumableObserver")
+    kind = None if observer is None else f"{type(observer).__module__}.{type(observer).__qualname__}"
+    return StateFile(state, json.dumps(identity(checkpoint, ids) | {"observer": kind}))
+
+
+def checked(sequences: Sequence[Sequence[int]], hparams: Hyperparameters) -> list[NDArray[np.int64]]:
+    """The `sequences` as arrays. Raises ConversionError for those that the model cannot read."""
+    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    for number, ids in enumerate(arrays, 1):
+        name = f"Sequence {number} of {len(arrays)}"
         if not len(ids):
             raise ConversionError(f"{name} has no tokens.", "Leave empty texts out.")
         if len(ids) > hparams.max_position_embeddings:
@@ -121,10 +154,11 @@ def _checked(sequences: Sequence[Sequence[int]], hparams: Hyperparameters) -> li
                 f"{name} holds the token id {outside[0]}, and the model's vocabulary has {hparams.vocab_size} entries.",
                 "Tokenize the text with the checkpoint's own tokenizer.json.",
             )
-    return checked
+    return arrays
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name, see `logits`. Raises ConversionError where it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -137,12 +171,14 @@ def _device(name: str) -> torch.device:
 class _Work:
     """Counts what is done, for the progress callback."""
 
-    def __init__(self, hparams: Hyperparameters, ids: Sequence[NDArray[np.int64]], progress: Progress | None) -> None:
+    def __init__(
+        self, hparams: Hyperparameters, ids: Sequence[NDArray[np.int64]], progress: Progress | None, head: bool = True
+    ) -> None:
         hidden, feed_forward = hparams.hidden_size, hparams.intermediate_size
         self.layer = 4 * hidden * hidden + 2 * hidden * feed_forward
         self.head = hparams.vocab_size * hidden
         self._n_tokens = sum(map(len, ids))
-        self._left = hparams.num_hidden_layers * self.layer + self.head
+        self._left = hparams.num_hidden_layers * self.layer + (self.head if head else 0)
         self._progress = progress
         self._done = 0
 
@@ -311,7 +347,7 @@ def log_probabilities(
     the disk has no room.
     """
     hparams = hyperparameters(checkpoint.config)
-    ids = _checked(sequences, hparams)
+    ids = checked(sequences, hparams)
     key = json.dumps(identity(checkpoint, ids))
     if _key(path) == key:
         return LogProbabilities(path)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from convert import download, output, quantize
 from convert.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_folder
@@ -22,7 +22,15 @@ from convert.plan import Plan, check_room, make_plan
 from convert.progress import format_bytes, say, shown
 from convert.source import ChatTemplateChoice, Source, local_source, model_card
 from weblab_local.errors import WeblabError
-from weblab_local.model_store import models_dir
+from weblab_local.model_store import IMATRIX_SUFFIX, models_dir
+
+if TYPE_CHECKING:
+    from convert.calibrate import CalibrationTexts
+
+    Importance = ImatrixFile | CalibrationTexts | None
+
+AUTO: Final = "auto"
+"""In the place of an importance matrix: collect one on the calibration texts first."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Request:
     force: bool = False
     chat_template: ChatTemplateChoice = "auto"
     threads: int | None = None
-    imatrix: Path | None = None
+    imatrix: Path | Literal["auto"] | None = None
 
 
 def run(request: Request) -> list[Path]:
@@ -50,7 +58,7 @@ def run(request: Request) -> list[Path]:
             "W4 reads the checkpoint again when it is converted, and --low-disk keeps none of it.",
             "Leave --low-disk out, or choose Q4_K_M.",
         )
-    imatrix = open_imatrix(request.imatrix.expanduser()) if request.imatrix else None
+    imatrix = _importance(request)
     try:
         request.output_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -68,18 +76,37 @@ def run(request: Request) -> list[Path]:
             ) from error
 
 
-def _from_folder(request: Request, mixtures: Sequence[Mixture], imatrix: ImatrixFile | None) -> list[Path]:
+def _importance(request: Request) -> "Importance":
+    if request.imatrix is None:
+        return None
+    if request.imatrix != AUTO:
+        return open_imatrix(request.imatrix.expanduser())
+    if request.low_disk:
+        raise ConversionError(
+            "--imatrix auto runs the whole checkpoint, of which --low-disk never has more than one shard.",
+            "Leave one of them out, or give --imatrix a finished file.",
+        )
+    from convert.calibrate import calibration_texts  # torch
+
+    return calibration_texts()
+
+
+def _from_folder(request: Request, mixtures: Sequence[Mixture], imatrix: "Importance") -> list[Path]:
     folder = Path(request.source).expanduser()
     if request.revision is not None or request.low_disk:
         raise ConversionError("--revision and --low-disk are for checkpoints from the Hub, not for a folder.")
     require_checkpoint_folder(folder)
     source = local_source(folder)
     checkpoint = open_checkpoint(source.folder)
-    plan = _plan(request, source, checkpoint, mixtures, imatrix)
-    return _convert_what_is_needed(request, checkpoint, plan, source_record(checkpoint, plan))
+    plan = _plan(request, source, checkpoint, mixtures, imatrix if isinstance(imatrix, ImatrixFile) else None)
+    recorded = source_record(checkpoint, plan)
+    wanted = [o for o in plan.outputs if not _is_done(request, o.path, recorded, _recipe(request, o.mixture, imatrix))]
+    if wanted:
+        _convert(request, source, checkpoint, plan.only(wanted), imatrix)
+    return [o.path for o in plan.outputs]
 
 
-def _from_hub(request: Request, mixtures: Sequence[Mixture], imatrix: ImatrixFile | None) -> list[Path]:
+def _from_hub(request: Request, mixtures: Sequence[Mixture], imatrix: "Importance") -> list[Path]:
     hub = download.find(request.source, request.revision, say)
     name = hub.repository.rpartition("/")[2]
     known = {"repository": hub.repository, "revision": hub.commit}
@@ -98,8 +125,8 @@ def _from_hub(request: Request, mixtures: Sequence[Mixture], imatrix: ImatrixFil
             checkpoint = open_checkpoint(download.download(hub, say))
             extra_disk = 0
         source = Source(name, checkpoint.folder, hub.repository, hub.commit)
-        plan = _plan(request, source, checkpoint, wanted, imatrix)
-        _convert(request, checkpoint, plan, extra_disk)
+        plan = _plan(request, source, checkpoint, wanted, imatrix if isinstance(imatrix, ImatrixFile) else None)
+        _convert(request, source, checkpoint, plan, imatrix, extra_disk)
     note = download.cache_note(hub)
     if note:
         say(note)
@@ -110,7 +137,7 @@ def _path(request: Request, name: str, mixture: Mixture) -> Path:
     return request.output_folder / f"{name}-{mixture.name}.gguf"
 
 
-def _recipe(request: Request, mixture: Mixture, imatrix: ImatrixFile | None) -> dict[str, Any]:
+def _recipe(request: Request, mixture: Mixture, imatrix: "Importance") -> dict[str, Any]:
     recipe: dict[str, Any] = {"mixture": mixture.name, "chat_template": request.chat_template}
     if mixture.compensated:
         recipe |= {"compensation": _compensation().recipe()}
@@ -158,16 +185,27 @@ def _plan(
     return make_plan(checkpoint, card, mixtures, request.output_folder, request.threads, imatrix)
 
 
-def _convert_what_is_needed(request: Request, checkpoint: Checkpoint, plan: Plan, source: dict[str, Any]) -> list[Path]:
-    wanted = [
-        o for o in plan.outputs if not _is_done(request, o.path, source, _recipe(request, o.mixture, plan.imatrix))
-    ]
-    if wanted:
-        _convert(request, checkpoint, plan.only(wanted), 0)
-    return [o.path for o in plan.outputs]
+def _calibrated(
+    request: Request, source: Source, checkpoint: Checkpoint, plan: Plan, texts: "CalibrationTexts"
+) -> Plan:
+    """The plan with an importance matrix, which is made now or was made of the same before."""
+    from convert.calibrate import calibrated  # torch
+
+    check_room(plan, request.output_folder)  # what cannot be converted need not be calibrated
+    imatrix = calibrated(checkpoint, texts, request.output_folder / f"{source.name}{IMATRIX_SUFFIX}", request.force)
+    return _plan(request, source, checkpoint, [output.mixture for output in plan.outputs], imatrix)
 
 
-def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: int) -> None:
+def _convert(
+    request: Request,
+    source: Source,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    importance: "Importance",
+    extra_disk: int = 0,
+) -> None:
+    if importance is not None and not isinstance(importance, ImatrixFile):
+        plan = _calibrated(request, source, checkpoint, plan, importance)
     hparams = plan.hparams
     say(
         f"{plan.card.name}: GPT-NeoX, {hparams.num_hidden_layers} layers, hidden size {hparams.hidden_size}, "
@@ -192,7 +230,7 @@ def _convert(request: Request, checkpoint: Checkpoint, plan: Plan, extra_disk: i
     if any(planned.mixture.compensated for planned in plan.outputs):
         refine = _compensation().prepare(checkpoint, plan, say)
     verify = _verification(request, checkpoint, plan)
-    results = convert(checkpoint, plan, lambda m: _recipe(request, m, plan.imatrix), shown, refine, verify)
+    results = convert(checkpoint, plan, lambda m: _recipe(request, m, importance), shown, refine, verify)
     for result in results:
         say(f"{result.path}: {format_bytes(result.size)}, sha256 {result.sha256}")
     if plan.card.licence:

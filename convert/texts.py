@@ -101,13 +101,22 @@ def sequences(
     the language and kind that has given the fewest tokens so far, so that every prefix is balanced as long as there
     are texts of each. The last one is cut where `max_tokens` is reached.
     """
-    groups = [(language, in_template) for in_template in (True, False) for language in _LANGUAGES]
+    return [ids for _, ids in balanced(texts, tokenizer, end_of_text, n_ctx, max_tokens)]
+
+
+def balanced(
+    texts: Sequence[Text], tokenizer: Tokenizer, end_of_text: int, n_ctx: int, max_tokens: int | None = None
+) -> list[tuple[Language, list[int]]]:
+    """The same `sequences`, each with the language of its text."""
+    groups: list[tuple[Language, bool]] = [
+        (language, in_template) for in_template in (True, False) for language in _LANGUAGES
+    ]
     waiting = {
         group: _encoded([t for t in texts if (t.language, t.in_template) == group], tokenizer, end_of_text, n_ctx)
         for group in groups
     }
     given = dict.fromkeys(groups, 0)
-    result: list[list[int]] = []
+    result: list[tuple[Language, list[int]]] = []
     while waiting:
         left = n_ctx if max_tokens is None else max_tokens - sum(given.values())
         if left < 2:
@@ -117,8 +126,8 @@ def sequences(
         if ids is None:
             del waiting[group]
             continue
-        result.append(ids[:left])
-        given[group] += len(result[-1])
+        result.append((group[0], ids[:left]))
+        given[group] += len(ids[:left])
     return result
 
 

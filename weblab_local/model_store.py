@@ -17,6 +17,9 @@ from weblab_local.i18n import _
 
 DEMO = "demo"
 
+IMATRIX_SUFFIX = ".imatrix.gguf"
+"""How the names of importance matrices end that a conversion leaves beside the models."""
+
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
@@ -133,8 +136,9 @@ def _section(manifest: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def stored_models() -> list[StoredModel]:
-    """All models in the store, by name, also a link to a disk that is not there."""
-    paths = sorted(path for path in models_dir().glob("*.gguf") if not path.is_dir())
+    """All models in the store, by name, also a link to a disk that is not there. An importance matrix is none."""
+    found = (path for path in models_dir().glob("*.gguf") if not path.name.endswith(IMATRIX_SUFFIX))
+    paths = sorted(path for path in found if not path.is_dir())
     return [StoredModel(path, _read_json(path.with_suffix(".json"))) for path in paths]
 
 
