@@ -64,8 +64,8 @@ class SumsOfSquares:
     def __call__(self, name: str, inputs: torch.Tensor) -> None:
         """Add `inputs` (n_tokens, n_columns), a few rows at a time so that their float64 takes little memory."""
         sums = self._sums.setdefault(name, np.zeros(inputs.shape[1]))
-        for rows in inputs.cpu().split(_ROWS):
-            sums += rows.double().square_().sum(dim=0).numpy()
+        for start in range(0, len(inputs), _ROWS):
+            sums += inputs[start : start + _ROWS].cpu().double().square_().sum(dim=0).numpy()
         self._n_tokens[name] = self._n_tokens.get(name, 0) + len(inputs)
 
     def state_dict(self) -> Mapping[str, NDArray[Any]]:
@@ -146,7 +146,7 @@ def calibrated(checkpoint: Checkpoint, texts: CalibrationTexts, path: Path, forc
         raise ConversionError("There is not enough text to calibrate on: it takes two tokens.", "Give a longer text.")
     key = hashlib.sha256(json.dumps(identity(checkpoint, checked(sequences, hparams))).encode()).hexdigest()
     n_tokens = sum(map(len, sequences))
-    shares = {
+    shares: dict[str, float] = {
         language: round(sum(len(ids) for of, ids in chosen if of == language) / n_tokens, 4)
         for language in _LANGUAGE_NAMES
     }

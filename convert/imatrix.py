@@ -214,7 +214,7 @@ def _matrix(reader: GGUFReader) -> ImportanceMatrix:
         missing = name + (COUNTS_SUFFIX if name in names else SUMS_SUFFIX)
         raise ImatrixError(f"The importance matrix is incomplete: there is no {missing}.", _MAKE_AGAIN)
     entries = {name: _activations(tensors[name + SUMS_SUFFIX], tensors[name + COUNTS_SUFFIX]) for name in names}
-    return ImportanceMatrix(entries, datasets, *counts, _calibration(reader))
+    return ImportanceMatrix(entries, datasets, counts[0], counts[1], _calibration(reader))
 
 
 def _calibration(reader: GGUFReader) -> Calibration | None:
