@@ -1,15 +1,18 @@
 """The plan, against what llama.cpp reports after loading, and on machines that are only described."""
 
 import logging
+from bisect import bisect_left
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.conversions import converted
-from weblab_local import load
+from weblab_local import load, loading
 from weblab_local.devices import Device, list_devices
+from weblab_local.engine import KvType
 from weblab_local.errors import NotEnoughMemory
 from weblab_local.footprint import Shape
 from weblab_local.gguf_header import Header, TensorInfo, read_header
@@ -219,6 +222,46 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded() -> None:
     with pytest.raises(NotEnoughMemory, match="KV cache") as refusal:
         load("demo", n_ctx=10**9, on_progress=lambda _: pytest.fail("llama.cpp was asked to load"))
     assert "n_ctx=" in refusal.value.remedy
+
+
+def with_memory_for(monkeypatch: pytest.MonkeyPatch, n_ctx: int, kv_type: KvType) -> None:
+    """Leave just so much memory that the demo can be loaded with this cache."""
+    available = 0
+
+    def fits(candidate: int) -> bool:
+        nonlocal available
+        available = candidate
+        try:
+            loading.plan(demo_model(), n_ctx=n_ctx, kv_type=kv_type)
+        except NotEnoughMemory:
+            return False
+        return True
+
+    monkeypatch.setattr(loading, "ram", lambda: SimpleNamespace(available=available))
+    least = bisect_left(range(GIB), True, key=fits)
+    assert fits(least)
+
+
+@pytest.mark.parametrize(("n_ctx", "kv_type"), [(2048, "f16"), (2048, "q8_0"), (1024, "q8_0"), (512, "q8_0")])
+def test_a_cache_that_nobody_asked_for_shrinks_until_it_fits(
+    monkeypatch: pytest.MonkeyPatch, n_ctx: int, kv_type: KvType
+) -> None:
+    with_memory_for(monkeypatch, n_ctx, kv_type)
+    with load("demo") as engine:
+        assert (engine.n_ctx, engine.kv_type) == (n_ctx, kv_type)
+        assert engine.plan is not None
+        assert bool(engine.warnings) == ((n_ctx, kv_type) != (2048, "f16"))
+        assert all(f"it is {n_ctx} tokens in {kv_type} now" in warning for warning in engine.warnings)
+
+
+def test_a_cache_that_was_asked_for_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_memory_for(monkeypatch, 512, "q8_0")
+    for asked in ({"n_ctx": 2048}, {"kv_type": "f16"}, {"flash_attention": False}):
+        with pytest.raises(NotEnoughMemory):
+            load("demo", **asked)
+    with_memory_for(monkeypatch, 2048, "q8_0")
+    with load("demo", n_ctx=2048) as engine:
+        assert engine.kv_type == "q8_0"
 
 
 def test_layers_that_stayed_on_the_cpu_are_a_warning() -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 from weblab_local import llama_log
 from weblab_local.devices import list_devices, ram
 from weblab_local.engine import DEFAULT_N_CTX, Engine, KvType
+from weblab_local.errors import NotEnoughMemory
 from weblab_local.gguf_header import read_header, require_gptneox
 from weblab_local.i18n import _
 from weblab_local.memory import Plan, make_plan
@@ -15,9 +16,12 @@ from weblab_local.model_store import find_model
 from weblab_local.placement import Placement, read_placement
 from weblab_local.repack import repacked
 from weblab_local.rpc import register
-from weblab_local.tuning import choose
+from weblab_local.tuning import Choice, choose
 
 logger = logging.getLogger("weblab_local")
+
+SHORTER_CONTEXTS = (1536, 1024, 768, 512)
+"""What is tried where nobody asked for a context and the usual one does not fit."""
 
 
 def plan(
@@ -52,7 +56,7 @@ def plan(
 def load(
     name_or_path: str | None = None,
     *,
-    n_ctx: int = DEFAULT_N_CTX,
+    n_ctx: int | None = None,
     n_parallel: int = 1,
     n_gpu_layers: int | Literal["auto"] = "auto",
     n_threads: int | None = None,
@@ -65,24 +69,32 @@ def load(
     """Load a model, planned for this machine. The engine has the `plan` and llama.cpp's own `placement`.
 
     name_or_path      a GGUF's path, a name in the store, "demo"; None: the store's default
+    n_ctx             KV cells that all sequences share; None: 2048, or what fits of it
     n_gpu_layers      layers on GPUs and workers; -1 is all, "auto" as many as fit
     rpc               workers that take layers too, as host:port; see `weblab_local.rpc` for what to know of them
     on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
 
-    The rest is Engine's, and where it is None what `weblab-local bench --save` found best on this machine. Raises
+    The rest is Engine's, and where it is None what `weblab-local bench --save` found best on this machine. Where
+    kv_type or n_ctx is None and the usual f16 and 2048 do not fit, the KV cache becomes q8_0, and then the context
+    shorter; the engine's `warnings` say so. Raises
     ModelNotFoundError, ModelFileError, NotEnoughMemory, WorkerError, or WeblabError for settings that cannot be.
     """
     path = find_model(name_or_path)
     choice = choose(n_threads, kv_type, flash_attention, repack)
-    planned = plan(
-        path,
-        n_ctx=n_ctx,
-        n_parallel=n_parallel,
-        n_gpu_layers=n_gpu_layers,
-        kv_type=choice.kv_type,
-        flash_attention=choice.flash_attention,
-        repack=choice.repack,
-        rpc=rpc,
+    choices = _cache_choices(n_ctx, kv_type, choice)
+    usual = choices[0]
+    (n_ctx, kv_type), planned = _first_that_fits(
+        choices,
+        lambda n_ctx, kv_type: plan(
+            path,
+            n_ctx=n_ctx,
+            n_parallel=n_parallel,
+            n_gpu_layers=n_gpu_layers,
+            kv_type=kv_type,
+            flash_attention=choice.flash_attention,
+            repack=choice.repack,
+            rpc=rpc,
+        ),
     )
     with llama_log.collect_lines() as lines:
         engine = Engine(
@@ -91,7 +103,7 @@ def load(
             n_parallel=n_parallel,
             n_gpu_layers=planned.n_gpu_layers,
             n_threads=choice.n_threads,
-            kv_type=choice.kv_type,
+            kv_type=kv_type,
             flash_attention=choice.flash_attention,
             repack=choice.repack,
             devices=[device.handle for device in planned.devices],
@@ -99,10 +111,45 @@ def load(
             on_progress=on_progress,
         )
     engine.plan, engine.placement = planned, read_placement(lines)
-    engine.warnings = offload_warnings(planned, engine.placement)
+    engine.warnings = [*_smaller_cache_warnings(usual, (n_ctx, kv_type)), *offload_warnings(planned, engine.placement)]
     for warning in engine.warnings:
         logger.warning("%s", warning)
     return engine
+
+
+def _cache_choices(n_ctx: int | None, kv_type: KvType | None, choice: Choice) -> list[tuple[int, KvType]]:
+    """Context and KV type as they are wanted, then what else may be tried because nobody asked for them."""
+    wanted = n_ctx or DEFAULT_N_CTX
+    smaller: KvType = choice.kv_type
+    if kv_type is None and choice.kv_type == "f16" and choice.flash_attention is not False:
+        smaller = "q8_0"
+    contexts = (wanted,) if n_ctx is not None else (wanted, *SHORTER_CONTEXTS)
+    return list(dict.fromkeys([(wanted, choice.kv_type), *((context, smaller) for context in contexts)]))
+
+
+def _first_that_fits(
+    choices: Sequence[tuple[int, KvType]], make: Callable[[int, KvType], Plan]
+) -> tuple[tuple[int, KvType], Plan]:
+    """The first choice that can be planned, and its plan. Raises the NotEnoughMemory of the very first."""
+    refusal = None
+    for one in choices:
+        try:
+            return one, make(*one)
+        except NotEnoughMemory as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
+
+
+def _smaller_cache_warnings(wanted: tuple[int, KvType], chosen: tuple[int, KvType]) -> list[str]:
+    if wanted == chosen:
+        return []
+    return [
+        _(
+            "The memory does not hold a context of {wanted} tokens with a KV cache in {wanted_type}: it is {n_ctx} "
+            "tokens in {kv_type} now. Close other programs, or take a smaller model, for the rest."
+        ).format(wanted=wanted[0], wanted_type=wanted[1], n_ctx=chosen[0], kv_type=chosen[1])
+    ]
 
 
 def offload_warnings(plan: Plan, placement: Placement) -> list[str]:

@@ -18,7 +18,15 @@ RepeatPenalty = Annotated[float, typer.Option(min=0.01, help="Makes repeating le
 Seed = Annotated[int | None, typer.Option(min=0, help="Makes a run repeatable.", show_default="random")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens in an answer.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends an answer; may be given several times.")]
-NCtx = Annotated[int, typer.Option("--n-ctx", min=16, help="Tokens of context: conversation and answer.")]
+NCtx = Annotated[
+    int | None,
+    typer.Option(
+        "--n-ctx",
+        min=16,
+        help="Tokens of context: conversation and answer.",
+        show_default="2048, or what fits of it",
+    ),
+]
 NGpuLayers = Annotated[str, typer.Option("--n-gpu-layers", help='Layers on the GPU: "auto" or a number.')]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads that compute.", show_default="bench's, else physical cores")

@@ -31,7 +31,7 @@ def gpu_layers(text: str) -> int | Literal["auto"]:
 def open_model(
     model: str | None,
     *,
-    n_ctx: int,
+    n_ctx: int | None,
     n_gpu_layers: str = "auto",
     threads: int | None = None,
     kv_type: KvType | None = None,
