@@ -38,7 +38,6 @@ export class Answering extends EventTarget {
   async connect() {
     this.model = await fetchModel();
     this.dispatchEvent(new Event("model"));
-    return this.model;
   }
 
   /**
@@ -82,12 +81,11 @@ export class Answering extends EventTarget {
    * @param {Run} run
    */
   async #stream(conversation, run) {
-    const model = this.model ?? (await this.connect());
+    if (this.model === null) await this.connect();
     const system = conversation.system.trim() === "" ? [] : [{ role: "system", content: conversation.system }];
     const messages = [...system, ...run.sent.map(({ role, content }) => ({ role, content }))];
-    run.message.model = model.id;
     let saved = Date.now();
-    for await (const chunk of streamAnswer({ model: model.id, messages, ...this.settings.request() }, run.controller.signal)) {
+    for await (const chunk of streamAnswer({ messages, ...this.settings.request() }, run.controller.signal)) {
       if (run.controller.signal.aborted) throw run.controller.signal.reason;
       this.#take(conversation, run, chunk);
       this.#tell("progress", conversation);
@@ -106,13 +104,15 @@ export class Answering extends EventTarget {
   #take(conversation, run, chunk) {
     const { message } = run;
     const choice = chunk.choices?.[0];
+    message.model = chunk.model;
     if (chunk.progress) run.progress = chunk.progress;
     if (choice?.delta?.content) message.content += choice.delta.content;
     if (choice?.finish_reason) message.finish = choice.finish_reason;
     if (Number.isInteger(chunk.weblab?.dropped_messages)) {
-      const dropped = chunk.weblab.dropped_messages;
-      conversation.contextStart = dropped > 0 ? (run.sent[dropped]?.id ?? null) : null;
+      const first = run.sent[chunk.weblab.dropped_messages];
+      conversation.contextStart = first === conversation.messages[0] ? null : (first?.id ?? null);
     }
+    if (chunk.weblab?.timed_out) message.finish = "timeout";
     if (chunk.weblab?.generation_speed !== undefined) {
       const { generation_speed: speed, prompt_speed: promptSpeed, time_to_first_token: firstToken } = chunk.weblab;
       message.stats = { speed, promptSpeed, firstToken, tokens: 0 };

@@ -7,9 +7,10 @@ import { tabStorage } from "./storage.js";
 /**
  * @typedef {object} Model What /v1/models says.
  * @property {string} id
+ * @property {string} owned_by
  * @property {number} context_length
  * @property {string} license
- * @property {string} attribution
+ * @property {string} attribution a few lines
  * @property {boolean} instruction_tuned
  * @property {number} max_parallel
  */

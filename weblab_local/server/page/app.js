@@ -177,7 +177,7 @@ function show() {
 
 function showModel() {
   const { model } = answering;
-  const line = model ? [h("strong", {}, model.id), h("span", {}, licenceText(model)), h("span", {}, model.attribution)] : [];
+  const line = model ? [h("strong", {}, model.id), h("span", {}, licenceText(model)), h("span", {}, model.owned_by)] : [];
   byId("model").replaceChildren(...(trouble ? [h("span", { class: "trouble" }, failureTexts(trouble.kind).title)] : line));
   byId("base-model").hidden = model?.instruction_tuned !== false;
   const isLocal = ["127.0.0.1", "localhost", "[::1]"].includes(location.hostname);

@@ -4,10 +4,12 @@ import { onOtherTab, storage } from "./storage.js";
 
 const NAME = "conversation.";
 const TITLE_LENGTH = 80;
+const MOST_SENT = 300_000;
+/** Characters: in UTF-8 they stay below the megabyte that the server reads at most. */
 
 /**
- * @typedef {"stop" | "length" | "stopped" | "interrupted" | "error"} Finish
- *   why an answer ended: the server's two reasons; stopped here; the page was closed; see `error`
+ * @typedef {"stop" | "length" | "timeout" | "stopped" | "interrupted" | "error"} Finish
+ *   why an answer ended: the server's three reasons; stopped here; the page was closed; see `error`
  * @typedef {{ kind: import("./api.js").ErrorKind, message: string, retryAt: number }} Failure
  * @typedef {{ speed: number, promptSpeed: number, firstToken: number, tokens: number }} Stats
  *   tokens per second, seconds, and the answer's tokens
@@ -64,14 +66,22 @@ function titleOf(conversation) {
 
 /**
  * The messages that go to the model: questions with their answers, and the newest question. A question that got no
- * answer is left out, so that the two sides alternate.
+ * answer is left out, so that the two sides alternate; and of a very long conversation, what no context holds.
  * @param {Conversation} conversation whose last message is a question
  */
 export function history(conversation) {
   const isAnswered = (question, answer) => question?.role === "user" && answer?.role === "assistant" && answer.content !== "";
-  return conversation.messages.filter((message, i, all) =>
+  const turns = conversation.messages.filter((message, i, all) =>
     message.role === "user" ? i === all.length - 1 || isAnswered(message, all[i + 1]) : isAnswered(all[i - 1], message),
   );
+  let first = turns.length - 1;
+  let length = turns[first].content.length;
+  while (first > 1) {
+    length += turns[first - 1].content.length + turns[first - 2].content.length;
+    if (length > MOST_SENT) break;
+    first -= 2;
+  }
+  return turns.slice(first);
 }
 
 /**

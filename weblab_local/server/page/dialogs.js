@@ -68,13 +68,15 @@ export async function askKey(refused) {
   return key !== null;
 }
 
+const LICENCES = { "cc-by-nc-4.0": "CC BY-NC 4.0", "apache-2.0": "Apache-2.0", mit: "MIT" };
+
 /**
  * A licence's name as people write it, and whether it forbids commercial use.
  * @param {Model} model
  */
 export function licenceText({ license }) {
-  const name = license.toUpperCase().replace(/^CC-/, "CC ").replace(/-(\d)/, " $1");
-  return /-nc\b/i.test(license) ? `${name} (${t("nonCommercial")})` : name;
+  const name = LICENCES[license] ?? (license || t("licenceUnknown"));
+  return license.includes("-nc") ? `${name} (${t("nonCommercial")})` : name;
 }
 
 /**

@@ -74,7 +74,7 @@ export class MessageView {
     const { role, content, finish, error } = this.message;
     if (role === "user") return [];
     if (error) return [failureCard(error, isLast, this.actions)];
-    const note = { stopped: "stopped", interrupted: "interrupted", length: "lengthReached" }[finish ?? "stop"];
+    const note = { stopped: "stopped", interrupted: "interrupted", length: "lengthReached", timeout: "timedOut" }[finish ?? "stop"];
     if (note) return [h("p", { class: "note" }, t(note))];
     return content.trim() === "" ? [h("p", { class: "note" }, t("emptyAnswer"))] : [];
   }
