@@ -109,8 +109,8 @@ export class Answering extends EventTarget {
     if (choice?.delta?.content) message.content += choice.delta.content;
     if (choice?.finish_reason) message.finish = choice.finish_reason;
     if (Number.isInteger(chunk.weblab?.dropped_messages)) {
-      const first = run.sent[chunk.weblab.dropped_messages];
-      conversation.contextStart = first === conversation.messages[0] ? null : (first?.id ?? null);
+      const dropped = chunk.weblab.dropped_messages;
+      conversation.contextStart = dropped > 0 ? (run.sent[dropped]?.id ?? null) : null;
     }
     if (chunk.weblab?.timed_out) message.finish = "timeout";
     if (chunk.weblab?.generation_speed !== undefined) {

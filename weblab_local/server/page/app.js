@@ -177,7 +177,8 @@ function show() {
 
 function showModel() {
   const { model } = answering;
-  const line = model ? [h("strong", {}, model.id), h("span", {}, licenceText(model)), h("span", {}, model.owned_by)] : [];
+  const line = model ? [h("strong", {}, model.id), h("span", {}, licenceText(model))] : [];
+  if (model?.attribution.includes(model.owned_by)) line.push(h("span", {}, model.owned_by)); // else nobody is known
   byId("model").replaceChildren(...(trouble ? [h("span", { class: "trouble" }, failureTexts(trouble.kind).title)] : line));
   byId("base-model").hidden = model?.instruction_tuned !== false;
   const isLocal = ["127.0.0.1", "localhost", "[::1]"].includes(location.hostname);
@@ -187,12 +188,13 @@ function showModel() {
 function showBudget() {
   const total = answering.model?.context_length ?? 0;
   const used = current.usage ? current.usage.prompt + current.usage.answer : 0;
-  const label = used > 0 ? t("budget", { used, total }) : t("budgetUnknown", { total });
+  const label = t("budget", { used, total });
   const button = byId("budget");
   button.hidden = total === 0;
   button.title = label;
   button.setAttribute("aria-label", label);
-  byId("budget-text").textContent = used > 0 ? `${used.toLocaleString()} / ${total.toLocaleString()}` : total.toLocaleString();
+  byId("budget-used").textContent = used.toLocaleString();
+  byId("budget-total").textContent = ` / ${total.toLocaleString()}`;
   byId("budget-arc").setAttribute("stroke-dasharray", `${total > 0 ? Math.min(100, (used / total) * 100) : 0} 100`);
 }
 

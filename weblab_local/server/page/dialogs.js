@@ -92,9 +92,10 @@ export function openAbout(model, conversation) {
 /**
  * @param {string} key
  * @param {string} value
+ * @param {string | null} [kind]
  */
-function row(key, value) {
-  return h("div", {}, h("dt", {}, t(key)), h("dd", {}, value));
+function row(key, value, kind = null) {
+  return h("div", { class: kind }, h("dt", {}, t(key)), h("dd", {}, value));
 }
 
 /**
@@ -124,7 +125,7 @@ function modelRows(model) {
   return [
     row("modelName", model.id),
     row("modelLicence", licenceText(model)),
-    row("modelAuthors", model.attribution),
+    row("modelAuthors", model.attribution, "long"),
     row("modelParallel", String(model.max_parallel)),
   ];
 }
