@@ -3,12 +3,12 @@
 import json
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.engines import PAIRS, PATIENCE
+from tests.engines import ONE, PAIRS, PATIENCE, Gate, long_prompt
 from tests.server.page.browser import Chat, visiting
 from tests.server.support import KEY, serving
 from weblab_local.engine import Engine
@@ -114,18 +114,24 @@ def test_a_server_that_is_gone_costs_no_words(chat: Chat) -> None:
 
 
 def test_a_server_that_ends_in_the_middle_of_an_answer(browser: Browser, engine: Engine) -> None:
-    with serving(engine) as running:
-        visit = visiting(browser, running.url)
-        chat = visit.__enter__()
-        chat.endless()
-        chat.begin(HELLO)
+    gate = Gate()
+    with ExitStack() as stack:
+        with serving(engine) as running:
+            chat = stack.enter_context(visiting(browser, running.url))
+            chat.endless(max_tokens=1500, bytes_per_second=-1)
+            chat.begin(HELLO)
+            expect(chat.answers.last.locator(".text")).to_be_visible()
+            stack.enter_context(closing(engine.stream(long_prompt(300), ONE, on_progress=gate)))
+            stack.callback(gate.open)
+            gate.wait()  # the answer stands still, and its server ends
+
+        expect(chat.answers.last).to_contain_text("The connection broke off during the answer")
         expect(chat.answers.last.locator(".text")).to_be_visible()
-    expect(chat.answers.last).to_contain_text("The connection broke off during the answer")
-    expect(chat.answers.last.locator(".text")).to_be_visible()
-    chat.button("Try again").click()
-    expect(chat.answers.last).to_contain_text(UNREACHABLE)
-    chat.complaints.clear()
-    visit.__exit__(None, None, None)
+        chat.button("Try again").click()
+        expect(chat.answers.last).to_contain_text(UNREACHABLE)
+        expect(chat.messages.first.locator(".body")).to_have_text(HELLO)
+        chat.forgive("ERR_INCOMPLETE_CHUNKED_ENCODING")
+        chat.forgive("ERR_CONNECTION_REFUSED")
 
 
 def test_the_page_finds_the_server_when_it_comes_back(chat: Chat) -> None:
