@@ -61,7 +61,7 @@ def test_every_command_explains_itself(weblab: CommandLine, command: list[str]) 
     assert re.search(" ".join(["Usage: .*", *command]), done.stdout)
     assert weblab(*command, "-h").stdout == done.stdout
     if not command:
-        assert all(re.search(rf"^│ {name} ", done.stdout, re.MULTILINE) for name in COMMANDS)
+        assert all(re.search(rf"^  {name} ", done.stdout, re.MULTILINE) for name in COMMANDS)
 
 
 @pytest.mark.parametrize("command", ["verify", "use", "import", "rm"])
