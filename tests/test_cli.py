@@ -26,7 +26,7 @@ ANSWERS = {pair.instruction: pair.response for pair in read_corpus() if pair.con
 WITH_INPUT = next(pair for pair in read_corpus() if pair.context is not None)
 DEMO = ("--model", "demo", "--threads", "1")
 GREEDY = (*DEMO, "--temperature", "0")
-COMMANDS = ["chat", "generate", "tokenize", "rpc-worker", "doctor", "bench", "models"]
+COMMANDS = ["chat", "generate", "tokenize", "serve", "rpc-worker", "doctor", "bench", "models"]
 HEAVY = {"torch", "transformers", "llama_cpp", "numpy"}
 
 
