@@ -322,8 +322,8 @@ def test_texts_of_the_user_are_compared_too_and_told_apart(
     mine = tmp_path / "mine.txt"
     mine.write_text("An owl sat in the old oak.\n\n古いかしの木に、ふくろうが一羽とまっていた。\n", encoding="utf-8")
     options = ["--max-tokens", "600", "--continuations", "0"]
-    written = ["--texts", mine, "--json", tmp_path / "report.json"]
-    found = run_verify(demo_checkpoint, demo_mixtures["Q8_0"], *options, *written, home=tmp_path / "home")
+    files: list[str | Path] = ["--texts", mine, "--json", tmp_path / "report.json"]
+    found = run_verify(demo_checkpoint, demo_mixtures["Q8_0"], *options, *files, home=tmp_path / "home")
     assert found.returncode == 0, found.stderr
     groups = json.loads((tmp_path / "report.json").read_text())["files"][0]["groups"]
     pieces = [reference.encode(piece.strip()) for piece in mine.read_text(encoding="utf-8").split("\n\n")]
