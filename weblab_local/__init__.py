@@ -12,6 +12,7 @@ from weblab_local.errors import (
     ModelNotFoundError,
     NotEnoughMemory,
     PromptError,
+    PromptTooLong,
     WeblabError,
     WorkerError,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Placement",
     "Plan",
     "PromptError",
+    "PromptTooLong",
     "Reply",
     "ReplyStream",
     "SamplingParams",
