@@ -210,7 +210,7 @@ def _print(results: dict[str, "Results"], tasks: Sequence[Task]) -> None:
     for name, of_model_scores in by_model.items():
         console.print(score_table(name, of_model_scores))
         console.print()
-    console.print(_("Percent, with the 95-percent interval of each. The last columns are the model card's figures, for fp16."))
+    console.print(_("Percent, with 95-percent intervals. The last columns are the model card's figures, for fp16."))
     if len(by_model) == 2:
         first, second = by_model
         console.print()
