@@ -39,9 +39,12 @@ def load_questions(tasks: Sequence[Task], folder: Path | None) -> dict[str, list
         splits = _from_hub(task) if folder is None else _from_folder(task, folder)
         where = task.hub[0] if folder is None else str(folder)
         try:
-            found[task.name] = draw_questions(task, *splits)
-            for doc in (*splits.training[:1], *splits.asked[:1]):
+            for doc in splits.training:
                 _use(task, doc)
+                task.answer(doc)
+            for doc in splits.asked:
+                _use(task, doc)
+            found[task.name] = draw_questions(task, *splits)
         except _NOT_THE_LAYOUT as error:
             raise EvaluationError(
                 _("The data of {task} in {where} are not in the layout of its data set: {error!r}.").format(
@@ -53,7 +56,7 @@ def load_questions(tasks: Sequence[Task], folder: Path | None) -> dict[str, list
 
 
 def _use(task: Task, doc: Doc) -> None:
-    """Read all that a task reads of a record."""
+    """Read all that a task reads of a question."""
     for read in (task.instruction, task.input, task.example_input, task.choices, task.label, task.golds):
         if read is not None:
             read(doc)

@@ -13,6 +13,8 @@ from weblab_local.prompt import INPUT, INSTRUCTION, PREAMBLE_WITH_INPUT, RESPONS
 SEED = 42
 SEPARATOR = "\n\n"
 DESCRIPTION = PREAMBLE_WITH_INPUT + SEPARATOR
+INSTRUCTION_MARK = INSTRUCTION.lstrip("\n")
+INPUT_MARK = INPUT.lstrip("\n")
 ANSWER_MARK = RESPONSE.lstrip("\n") + "\n"
 
 
@@ -72,8 +74,7 @@ def prompt_text(task: Task, question: Question, count: CountTokens, room: int) -
 
 
 def _asked(task: Task, doc: Doc, input_text: str) -> str:
-    heading, input_heading = INSTRUCTION.lstrip("\n"), INPUT.lstrip("\n")
-    return f"{heading}{task.instruction(doc)}{task.gap}{input_heading}{input_text}\n\n{ANSWER_MARK}"
+    return f"{INSTRUCTION_MARK}{task.instruction(doc)}{task.gap}{INPUT_MARK}{input_text}\n\n{ANSWER_MARK}"
 
 
 def _with_shorter_articles(prompt: Prompt, count: CountTokens, share: int) -> Prompt:
@@ -84,15 +85,15 @@ def _with_shorter_articles(prompt: Prompt, count: CountTokens, share: int) -> Pr
 
 
 def _shorter(asked: str, count: CountTokens, share: int) -> str:
-    """As many sentences of what stands before the answer's mark as have at most `share` tokens.
+    """As many sentences of the article, at least one, as have at most `share` tokens with what stands before them.
 
     A shortened article is followed by one line break only, as in the fork.
     """
-    article = asked.removesuffix(ANSWER_MARK)
+    heading, mark, article = asked.removesuffix(ANSWER_MARK).partition(INPUT_MARK)
     sentences = article.split("。")
     fitting = len(sentences)
-    while fitting > 1 and count("。".join(sentences[:fitting])) > share:
+    while fitting > 1 and count(heading + mark + "。".join(sentences[:fitting])) > share:
         fitting -= 1
     if fitting == len(sentences):
         return asked
-    return "。".join(sentences[:fitting]) + "。\n" + ANSWER_MARK
+    return heading + mark + "。".join(sentences[:fitting]) + "。\n" + ANSWER_MARK
