@@ -34,7 +34,7 @@ def test_a_suite_is_a_table_beside_the_cards_figures(weblab: CommandLine, small_
     assert all(row[1] == "3" for row in found[:4])
     assert found[0][-3:] == ["74.35", "65.86", "73.19"]
     averages = [float(cell) for cell in found[4][-3:]]
-    assert averages == pytest.approx([78.78, 66.38, 77.62], abs=0.006)  # those that the card gives itself
+    assert averages == pytest.approx([78.78, 66.38, 77.62], abs=0.011)  # those that the card gives itself
     mean = sum(float(row[2]) for row in found[:4]) / 4
     assert float(found[4][1]) == pytest.approx(mean, abs=0.01)
 
