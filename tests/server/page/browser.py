@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
-PATIENCE = 8
+from tests.engines import PATIENCE
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = (
@@ -143,7 +143,10 @@ def visiting(
 ) -> Iterator[Chat]:
     """The page in a profile of its own; `options` are those of a browser context."""
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (stored or {}).items()}
-    kept = [{"name": f"weblab-local.{name}", "value": value} for name, value in ({"settings": json.dumps(GREEDY)} | texts).items()]
+    kept = [
+        {"name": f"weblab-local.{name}", "value": value}
+        for name, value in ({"settings": json.dumps(GREEDY)} | texts).items()
+    ]
     state: Any = {"cookies": [], "origins": [{"origin": url, "localStorage": kept}]}
     context = browser.new_context(**{"locale": "en-US", "storage_state": state} | options)
     try:

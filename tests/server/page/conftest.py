@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 8
+from tests.engines import PATIENCE
 from tests.server.support import Running
 
 pytest.importorskip("playwright", reason="Playwright is not installed: pip install weblab-local[dev]")

@@ -164,8 +164,14 @@ def test_the_settings_reach_the_server(chat: Chat) -> None:
     chat.button("Generation settings").click()
     dialog = chat.page.get_by_role("dialog")
     wanted: dict[str, Any] = {
-        "Temperature": 0.35, "Top-p": 0.5, "Top-k": 7, "Min-p": 0.1, "Repeat penalty": 1.15, "Longest answer": 33, "Seed": 4
-    }  # fmt: skip
+        "Temperature": 0.35,
+        "Top-p": 0.5,
+        "Top-k": 7,
+        "Min-p": 0.1,
+        "Repeat penalty": 1.15,
+        "Longest answer": 33,
+        "Seed": 4,
+    }
     for name, value in wanted.items():
         dialog.get_by_role("spinbutton", name=name).fill(str(value))
     dialog.get_by_label("System message").fill("短く答えてください。")
@@ -254,7 +260,9 @@ def test_the_view_follows_only_who_is_at_the_end(visit: Visit) -> None:
     jump = chat.button("To the end")
     expect(jump).to_be_visible()
     length, place = scroller.evaluate(LENGTH_AND_PLACE)
-    chat.page.wait_for_function("(length) => document.querySelector('#messages').textContent.length > length", arg=length)
+    chat.page.wait_for_function(
+        "(length) => document.querySelector('#messages').textContent.length > length", arg=length
+    )
     assert scroller.evaluate(LENGTH_AND_PLACE)[1] == pytest.approx(place, abs=1)
     jump.click()
     expect(jump).to_be_hidden()

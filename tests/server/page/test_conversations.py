@@ -1,4 +1,4 @@
-"""Conversations in the browser's storage: kept, renamed, deleted, exported, in two tabs, and in a storage that fails."""
+"""Conversations in the browser's storage: kept, renamed, deleted, exported, in two tabs, in a storage that fails."""
 
 import json
 from pathlib import Path
@@ -133,7 +133,7 @@ def test_damaged_conversations_are_left_alone(visit: Visit) -> None:
         "conversation.c": {"id": "another", "messages": []},
         "conversation.d": "null",
     }
-    chat = visit(stored=damaged | conversation("Whole", HELLO, "Hello!"))
+    chat = visit(stored={**damaged, **conversation("Whole", HELLO, "Hello!")})
 
     expect(chat.conversations).to_have_text(["Whole"])
     expect(chat.notices).to_contain_text("4 saved conversations cannot be read")

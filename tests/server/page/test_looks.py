@@ -30,7 +30,7 @@ def is_dark(page: Page) -> bool:
     paper, ink = page.evaluate(
         "['backgroundColor', 'color'].map((name) => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number))"
     )
-    return sum(paper) < sum(ink)
+    return int(sum(paper)) < int(sum(ink))
 
 
 def test_both_languages_say_the_same_things(visit: Visit) -> None:
