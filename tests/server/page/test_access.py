@@ -17,7 +17,7 @@ CONTROLS = {"button", "textbox", "slider", "spinbutton", "radio", "menuitem", "l
 CONTAINERS = {"dialog", "navigation", "region", "article", "menu", "group", "image"}
 
 CONTRAST = """async () => {
-    await Promise.all(document.getAnimations().map((each) => each.finished));
+    await Promise.allSettled(document.getAnimations().map((each) => each.finished));
     const context = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
     const paint = (colours) => {
         context.clearRect(0, 0, 1, 1);

@@ -141,12 +141,14 @@ def test_what_the_context_no_longer_holds_is_marked(visit: Visit, server: Runnin
     expect(chat.messages.first).to_have_attribute("aria-label", "You (outside the context)")
 
 
-def test_a_message_that_does_not_fit_is_explained(chat: Chat) -> None:
+def test_a_message_that_does_not_fit_is_explained(chat: Chat, server: Running) -> None:
     chat.ask(TOO_LONG)
 
+    with server.http as http:
+        said = http.post("/v1/chat/completions", json=chat.bodies[-1]).json()["error"]["message"]
     failure = chat.answers.last
     expect(failure).to_contain_text("The message is too long")
-    expect(failure).to_contain_text("with 200 kept free for the answer")  # the server's own words
+    expect(failure).to_contain_text(said)
     failure.get_by_role("button", name="Open the settings").click()
     expect(chat.page.get_by_role("dialog", name="Generation settings")).to_be_visible()
     chat.forgive("400")
