@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install convert verify chat demo test check clean
+.PHONY: help install convert verify chat eval demo test check clean
 
 help: ## Show this list
 	@echo "weblab-local: weblab-10b-instruction-sft on your own computer"
@@ -21,7 +21,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  variables: BACKEND=cpu|cuda|metal|vulkan  MODEL=folder-or-hub-id  REVISION=...  QUANT=\"Q4_K_M Q8_0\""
-	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  HTML=file  JSON=file"
+	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  HTML=file  JSON=file  TEXTS=file"
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
@@ -31,7 +31,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
-	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) --extras convert,server,dev
+	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) --extras convert,server,eval,dev
+	@touch $@
+
+$(VENV)/.installed-eval: pyproject.toml constraints.txt | $(VENV)/.installed
+	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) --extras convert,server,eval
 	@touch $@
 
 install: $(VENV)/pyvenv.cfg ## Install into .venv; BACKEND chooses what llama.cpp is compiled for
@@ -44,11 +48,16 @@ convert: $(VENV)/.installed ## Download the model and convert it; the result goe
 		$(if $(FORCE),--force) $(if $(LOW_DISK),--low-disk)
 
 verify: $(VENV)/.installed ## Compare what was converted with the model it was made from; FILES="..." for others
-	@$(BIN)/python -m convert.verify "$(MODEL)" $(or $(FILES),$(if $(OUTPUT),$(wildcard $(OUTPUT)/*.gguf))) \
-		$(if $(REVISION),--revision "$(REVISION)") $(if $(HTML),--html "$(HTML)") $(if $(JSON),--json "$(JSON)")
+	@$(BIN)/python -m convert.verify "$(MODEL)" $(or $(FILES),$(if $(OUTPUT),"$(OUTPUT)")) \
+		$(if $(REVISION),--revision "$(REVISION)") $(if $(HTML),--html "$(HTML)") $(if $(JSON),--json "$(JSON)") \
+		$(if $(TEXTS),--texts "$(TEXTS)")
 
 chat: $(VENV)/.installed ## Talk with the newest converted model
 	@$(BIN)/weblab-local chat
+
+eval: $(VENV)/.installed-eval ## The model card's benchmark on the newest model; SUITE=jglue-8 TASKS=... DATA=folder LIMIT=100
+	@$(BIN)/weblab-local eval $(if $(SUITE),--suite "$(SUITE)") $(if $(TASKS),--tasks "$(TASKS)") \
+		$(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit "$(LIMIT)")
 
 demo: $(VENV)/.installed ## The whole road on the demo checkpoint: convert it, ask it the model card's question
 	@model=$$($(BIN)/python -m convert $(DEMO) --quant "$(firstword $(QUANT))" --output build/demo --force) && \

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from weblab_local.memory import Plan
     from weblab_local.placement import Placement
     from weblab_local.sampling import SamplingParams
+    from weblab_local.scoring import Score
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "Reply",
     "ReplyStream",
     "SamplingParams",
+    "Score",
     "Stats",
     "TokenLogprob",
     "WeblabError",
@@ -69,6 +71,7 @@ _MODULES = {
     "Reply": "chat",
     "ReplyStream": "chat",
     "SamplingParams": "sampling",
+    "Score": "scoring",
     "Stats": "generation",
     "TokenLogprob": "generation",
     "licence": "attribution",
