@@ -144,6 +144,11 @@ class Engine(AbstractContextManager["Engine"]):
         return "tokenizer.chat_template" in self.metadata
 
     @property
+    def name(self) -> str:
+        """The file's name without its ending, as text: bytes of it that are none (Linux allows them) become "?"."""
+        return self.path.stem.encode(errors="replace").decode()
+
+    @property
     def licence(self) -> str:
         """The model's licence, as its file says; "" when it does not."""
         return str(self.metadata.get("general.license", ""))
