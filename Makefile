@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install convert verify chat demo test check clean
+.PHONY: help install convert verify chat eval demo test check clean
 
 help: ## Show this list
 	@echo "weblab-local: weblab-10b-instruction-sft on your own computer"
@@ -31,7 +31,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
-	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) --extras convert,server,dev
+	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) --extras convert,server,eval,dev
+	@touch $@
+
+$(VENV)/.installed-eval: pyproject.toml constraints.txt | $(VENV)/.installed
+	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) --extras convert,server,eval
 	@touch $@
 
 install: $(VENV)/pyvenv.cfg ## Install into .venv; BACKEND chooses what llama.cpp is compiled for
@@ -50,6 +54,10 @@ verify: $(VENV)/.installed ## Compare what was converted with the model it was m
 
 chat: $(VENV)/.installed ## Talk with the newest converted model
 	@$(BIN)/weblab-local chat
+
+eval: $(VENV)/.installed-eval ## The model card's benchmark on the newest model; SUITE=jglue-8 TASKS=... DATA=folder LIMIT=100
+	@$(BIN)/weblab-local eval $(if $(SUITE),--suite "$(SUITE)") $(if $(TASKS),--tasks "$(TASKS)") \
+		$(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit "$(LIMIT)")
 
 demo: $(VENV)/.installed ## The whole road on the demo checkpoint: convert it, ask it the model card's question
 	@model=$$($(BIN)/python -m convert $(DEMO) --quant "$(firstword $(QUANT))" --output build/demo --force) && \

@@ -21,9 +21,10 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from convert import download, output
-from convert.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_folder
+from convert import output
+from convert.checkpoint import Checkpoint
 from convert.errors import ConversionError, ImatrixError, OutputError
+from convert.find_checkpoint import find_checkpoint
 from convert.gpt_neox import Hyperparameters, hyperparameters
 from convert.imatrix import (
     COUNTS_SUFFIX,
@@ -39,7 +40,6 @@ from convert.imatrix import (
 from convert.progress import format_bytes, say, shown
 from convert.reference import Progress, checked, find_device, observe_layers
 from convert.reference_state import identity
-from convert.source import local_source
 from convert.texts import Language, Text, balanced, calibration, describe, read_texts, read_tokenizer
 from weblab_local.errors import WeblabError
 from weblab_local.model_store import IMATRIX_SUFFIX, models_dir
@@ -252,7 +252,7 @@ def main(
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         chosen = calibration_texts(texts, tokens)
-        name, checkpoint = _find(source, revision)
+        checkpoint, name = find_checkpoint(source, revision)
         path = output_file or models_dir() / f"{name}{IMATRIX_SUFFIX}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,22 +267,6 @@ def main(
         print("\ncalibrate: interrupted; the same command goes on at the last finished layer.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(path)
-
-
-def _find(source: str, revision: str | None) -> tuple[str, Checkpoint]:
-    """The name and the checkpoint that `source` means, downloaded where it is on the Hub."""
-    folder = Path(source).expanduser()
-    if folder.exists() or not download.is_hub_id(source):
-        if revision is not None:
-            raise ConversionError("--revision is for checkpoints from the Hub, not for a folder.")
-        require_checkpoint_folder(folder)
-        found = local_source(folder)
-        return found.name, open_checkpoint(found.folder)
-    hub = download.find(source, revision, say)
-    if hub.missing_bytes:
-        say(f"{hub.repository} at {hub.commit[:12]}: {format_bytes(hub.missing_bytes)} to download.")
-        download.check_cache_room(hub.missing_bytes)
-    return hub.repository.rpartition("/")[2], open_checkpoint(download.download(hub, say))
 
 
 def _interrupt(*_: Any) -> None:

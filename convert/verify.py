@@ -18,11 +18,11 @@ import typer
 from gguf import TokenType
 from tokenizers import Tokenizer
 
-from convert import download
-from convert.checkpoint import Checkpoint, open_checkpoint, read_json, require_checkpoint_folder
+from convert.checkpoint import Checkpoint, read_json
 from convert.continuations import compare_continuations, reference_continuations
 from convert.errors import ConversionError, OutputError
 from convert.file_check import FileCheck, check_files
+from convert.find_checkpoint import find_checkpoint
 from convert.gpt_neox import Hyperparameters, hyperparameters
 from convert.jglue import held_out_texts
 from convert.kl_limits import KL_LIMITS
@@ -33,7 +33,6 @@ from convert.progress import format_bytes, say, shown
 from convert.report import GROUPS, FileReport, Report, as_json, as_text
 from convert.report_html import as_html
 from convert.runtime import Runtime, running
-from convert.source import local_source
 from convert.tensor_check import Progress
 from convert.texts import Text, describe, read_texts, read_tokenizer, verification
 from convert.vocab import read_vocabulary
@@ -255,7 +254,7 @@ def main(
         for path in (json_file, html_file):
             if path is not None and not path.absolute().parent.is_dir():
                 raise OutputError(f"There is no folder {path.absolute().parent} for {path.name}.", "Make it first.")
-        checkpoint, name = _open(source, revision)
+        checkpoint, name = find_checkpoint(source, revision)
         kept = reference or data_dir() / "references" / f"{name}.safetensors"
         kept.parent.mkdir(parents=True, exist_ok=True)
         chosen = [*verification(), *held_out_texts()]
@@ -282,20 +281,6 @@ def main(
         raise typer.Exit(130) from None
     print(as_text(report), end="")
     raise typer.Exit(0 if report.passed else 1)
-
-
-def _open(source: str, revision: str | None) -> tuple[Checkpoint, str]:
-    """The checkpoint, downloaded where it is not in the Hub's cache, and its name."""
-    folder = Path(source).expanduser()
-    if not folder.exists() and download.is_hub_id(source):
-        hub = download.find(source, revision, say)
-        download.check_cache_room(hub.missing_bytes)
-        return open_checkpoint(download.download(hub, say)), hub.repository.rpartition("/")[2]
-    if revision is not None:
-        raise ConversionError("--revision is for checkpoints from the Hub, not for a folder.")
-    require_checkpoint_folder(folder)
-    found = local_source(folder)
-    return open_checkpoint(found.folder), found.name
 
 
 def _found(paths: Sequence[Path], name: str) -> list[Path]:

@@ -12,11 +12,13 @@ from weblab_local.errors import (
     ModelNotFoundError,
     NotEnoughMemory,
     PromptError,
+    PromptTooLong,
     WeblabError,
     WorkerError,
 )
 
 if TYPE_CHECKING:
+    from weblab_local.attribution import Attribution, licence
     from weblab_local.chat import ChatSession, Reply, ReplyStream
     from weblab_local.engine import Engine
     from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, Stats, TokenLogprob
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
     from weblab_local.memory import Plan
     from weblab_local.placement import Placement
     from weblab_local.sampling import SamplingParams
+    from weblab_local.scoring import Score
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncGeneration",
+    "Attribution",
     "ChatSession",
     "Chunk",
     "Completion",
@@ -40,19 +44,23 @@ __all__ = [
     "Placement",
     "Plan",
     "PromptError",
+    "PromptTooLong",
     "Reply",
     "ReplyStream",
     "SamplingParams",
+    "Score",
     "Stats",
     "TokenLogprob",
     "WeblabError",
     "WorkerError",
     "__version__",
+    "licence",
     "load",
 ]
 
 _MODULES = {
     "AsyncGeneration": "generation",
+    "Attribution": "attribution",
     "ChatSession": "chat",
     "Chunk": "generation",
     "Completion": "generation",
@@ -63,8 +71,10 @@ _MODULES = {
     "Reply": "chat",
     "ReplyStream": "chat",
     "SamplingParams": "sampling",
+    "Score": "scoring",
     "Stats": "generation",
     "TokenLogprob": "generation",
+    "licence": "attribution",
     "load": "loading",
 }
 """Imported when first asked for: `import weblab_local` is fast, and loads neither llama_cpp nor numpy."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from weblab_local.errors import PromptError, WeblabError
+from weblab_local.errors import PromptError, PromptTooLong, WeblabError
 from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, complete
 from weblab_local.i18n import _
 from weblab_local.prompt import instruction_prompt
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from weblab_local.memory import Plan
     from weblab_local.placement import Placement
     from weblab_local.request import Request
+    from weblab_local.scoring import Score
 
 KvType = Literal["f16", "q8_0", "q4_0"]
 
@@ -210,8 +211,8 @@ class Engine(AbstractContextManager["Engine"]):
         logprobs      give log-probabilities of the tokens, and so many alternatives for each
         on_progress   called on the worker thread while the prompt is read
 
-        Raises PromptError for a prompt that is empty or does not fit, SamplingError for logprobs below 0. The
-        sampling's default is SamplingParams().
+        Raises PromptError for a prompt that is empty, PromptTooLong for one that does not fit, SamplingError for
+        logprobs below 0. The sampling's default is SamplingParams().
         """
         generation: Generation
         request, generation = self._request(prompt, params, context, raw, logprobs, on_progress, _sync_generation)
@@ -272,6 +273,25 @@ class Engine(AbstractContextManager["Engine"]):
             chunks = [chunk async for chunk in generation]
         return complete(chunks)
 
+    def score(self, context: str | Sequence[int], continuations: Sequence[str | Sequence[int]]) -> list["Score"]:
+        """How likely each of the `continuations` is after `context`, in their order; nothing is generated.
+
+        Texts are taken as they are, each tokenized on its own; the model's template is not put in. The context is
+        computed once, and the continuations together where there are sequences for them. The sequence of a context and
+        a continuation without its last token has to fit the context's length.
+
+        Raises PromptError for a context or continuation without tokens, and for what does not fit.
+        """
+        self._scheduler.refuse_worker(_("on_progress cannot wait for an answer: it runs on the engine's own thread."))
+        from weblab_local.scoring import score_all
+
+        before = self._prompt_ids(context, None, raw=True)
+        after = [self._prompt_ids(text, None, raw=True) for text in continuations]
+        longest = len(before) + max(map(len, after), default=1) - 1
+        if longest > self.longest_sequence:
+            raise self._too_long(longest)
+        return score_all(self._scheduler, before, after)
+
     def chat(self, system: str | None = None, params: SamplingParams | None = None) -> "ChatSession":
         """A conversation with this model, of any number of them."""
         from weblab_local.chat import ChatSession
@@ -299,14 +319,7 @@ class Engine(AbstractContextManager["Engine"]):
         ids = self._prompt_ids(prompt, context, raw)
         room = self.longest_sequence - len(ids)
         if room < 1:
-            raise PromptError(
-                _("The prompt has {n} tokens; the context holds {room}, the answer included.").format(
-                    n=len(ids), room=self.longest_sequence
-                ),
-                _("Shorten it, or load the model with a larger n_ctx.")
-                if self.longest_sequence < self.n_ctx_train
-                else _("Shorten it."),
-            )
+            raise self._too_long(len(ids))
         scheduler = self._scheduler
         request: Request
 
@@ -324,6 +337,16 @@ class Engine(AbstractContextManager["Engine"]):
             on_progress=on_progress,
         )
         return request, generation
+
+    def _too_long(self, n_tokens: int) -> PromptTooLong:
+        return PromptTooLong(
+            _("The prompt has {n} tokens; the context holds {room}, the answer included.").format(
+                n=n_tokens, room=self.longest_sequence
+            ),
+            _("Shorten it, or load the model with a larger n_ctx.")
+            if self.longest_sequence < self.n_ctx_train
+            else _("Shorten it."),
+        )
 
     def _prompt_ids(self, prompt: str | Sequence[int], context: str | None, raw: bool) -> list[int]:
         if context is not None and (raw or not isinstance(prompt, str)):

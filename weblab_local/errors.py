@@ -2,9 +2,11 @@
 
 WeblabError                 anything this package raises on purpose; its message says what to do
 ├── PromptError             the prompt cannot be used as it is
+│   └── PromptTooLong       it does not fit the context
 ├── ModelNotFoundError      no model of that name, or no model at all
 ├── ModelFileError          the file is no GGUF that this package runs
 ├── NotEnoughMemory         the model does not fit into this machine with these settings
+├── EvaluationError         the benchmark cannot be run: data, tasks or a package is missing
 ├── WorkerError             an RPC worker cannot be reached, or cannot be one
 └── (convert.errors)        what can go wrong while converting
 
@@ -25,7 +27,11 @@ class WeblabError(Exception):
 
 
 class PromptError(WeblabError):
-    """The prompt cannot be used as it is: empty, or longer than the context."""
+    """The prompt cannot be used as it is: empty, or no text, or no token ids."""
+
+
+class PromptTooLong(PromptError):
+    """The prompt does not fit the context, the answer included."""
 
 
 class ModelNotFoundError(WeblabError):
@@ -42,3 +48,7 @@ class NotEnoughMemory(WeblabError):
 
 class WorkerError(WeblabError):
     """An RPC worker cannot be reached, is no worker, speaks another version, or cannot listen."""
+
+
+class EvaluationError(WeblabError):
+    """The benchmark cannot be run: its data are missing or damaged, a task has no such name, a package is not there."""

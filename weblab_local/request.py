@@ -16,7 +16,11 @@ processor from the threads that compute."""
 
 @dataclass(eq=False)
 class Request:
-    """What a caller wants. `max_tokens` fits the context; `on_progress` gets (prompt tokens done, in all)."""
+    """What a caller wants. `max_tokens` fits the context; `on_progress` gets (prompt tokens done, in all).
+
+    With a `continuation`, nothing is generated, and its tokens get log-probabilities: `prompt` is then the context and
+    all of the continuation but its last token.
+    """
 
     prompt: Sequence[int]
     params: SamplingParams
@@ -25,6 +29,7 @@ class Request:
     n_logprobs: int | None
     emit: Emit
     on_progress: Callable[[int, int], None] | None = None
+    continuation: Sequence[int] = ()
     submitted: float = field(default_factory=time.perf_counter)
     cancelled: bool = False
 
@@ -32,6 +37,11 @@ class Request:
     def cells(self) -> int:
         """KV cells it may need."""
         return len(self.prompt) + self.max_tokens
+
+    @property
+    def first_logits(self) -> int:
+        """The position in the prompt from which on logits are wanted: these tokens are computed, whatever is cached."""
+        return len(self.prompt) - max(len(self.continuation), 1)
 
 
 @dataclass(eq=False)
@@ -74,6 +84,11 @@ class Active:
     def unread(self) -> Sequence[int]:
         """The rest of the prompt."""
         return self.request.prompt[len(self.sequence.tokens) :]
+
+    @property
+    def shareable(self) -> Sequence[int]:
+        """The part of the prompt that need not be computed where another sequence has it."""
+        return self.request.prompt[: self.request.first_logits]
 
     def add(self, token: int, data: bytes, logprob: TokenLogprob | None) -> tuple[str, bool]:
         """Add a generated token, which stands for `data`: the text that can come out now, and whether it stops."""

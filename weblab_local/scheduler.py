@@ -15,14 +15,13 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-import numpy as np
-
 from weblab_local.context import Context, Entry, Model
 from weblab_local.errors import WeblabError
-from weblab_local.generation import Chunk, FinishReason, Stats, TokenLogprob
+from weblab_local.generation import Chunk, FinishReason, Stats
 from weblab_local.i18n import _
 from weblab_local.request import Active, KvSequence, Request, common_prefix
 from weblab_local.sampling import Sampler
+from weblab_local.scoring import token_logprob
 
 logger = logging.getLogger(__name__)
 
@@ -257,9 +256,9 @@ class Scheduler:
     def _begin(self, request: Request) -> None:
         prompt = request.prompt
         sequence, own = self._best_idle(prompt)
-        own = min(own, len(prompt) - 1)  # the last token is always computed, for its logits
+        own = min(own, request.first_logits)
         donor = max(self._sequences, key=lambda other: common_prefix(other.tokens, prompt))
-        shared = min(common_prefix(donor.tokens, prompt), len(prompt) - 1)
+        shared = min(common_prefix(donor.tokens, prompt), request.first_logits)
         if shared > own and donor is not sequence:
             self._forget(sequence)
             self._share(donor, sequence, shared)
@@ -281,7 +280,7 @@ class Scheduler:
             if other is active:
                 break
             if other.reading:
-                length = common_prefix(other.request.prompt, active.request.prompt[:-1])
+                length = common_prefix(other.request.prompt, active.shareable)
                 if length > most:
                     best, most = other, length
         return best
@@ -292,8 +291,8 @@ class Scheduler:
             other = active.waits_for
             if other is None:
                 continue
-            wanted = common_prefix(other.request.prompt, active.request.prompt[:-1])
-            there = common_prefix(other.sequence.tokens, active.request.prompt[:-1])
+            wanted = common_prefix(other.request.prompt, active.shareable)
+            there = common_prefix(other.sequence.tokens, active.shareable)
             if there >= wanted or other not in self._active:
                 if there > len(active.sequence.tokens):
                     self._forget(active.sequence)
@@ -324,10 +323,10 @@ class Scheduler:
 
     def _entries(self, active: Active, tokens: Sequence[int]) -> list[Entry]:
         start = len(active.sequence.tokens)
-        wanted = len(tokens) if not active.reading else int(len(tokens) == len(active.unread))
+        first = active.request.first_logits
         return [
-            Entry(token, start + i, active.sequence.index, logits=i >= len(tokens) - wanted)
-            for i, token in enumerate(tokens)
+            Entry(token, position, active.sequence.index, logits=position >= first)
+            for position, token in enumerate(tokens, start)
         ]
 
     def _decode(self, parts: Sequence[tuple[Active, Sequence[int]]], entries: Sequence[Entry]) -> bool:
@@ -365,6 +364,9 @@ class Scheduler:
             if was_reading:
                 if active.request.on_progress is not None:
                     active.request.on_progress(len(active.sequence.tokens), len(active.request.prompt))
+                if active.request.continuation:
+                    self._score(active, tokens, first)
+                    return
                 if active.unread:
                     return
                 active.first_token = time.perf_counter()
@@ -373,13 +375,25 @@ class Scheduler:
         except BaseException as error:  # a callback of the caller's, or a grammar that nothing fits
             self._end(active, error)
 
+    def _score(self, active: Active, tokens: Sequence[int], first: int) -> None:
+        """Take note of how likely what follows each of these `tokens` is, where that is of the continuation."""
+        request = active.request
+        start = len(active.sequence.tokens) - len(tokens)
+        for i in range(max(request.first_logits - start, 0), len(tokens)):
+            follows = request.continuation[start + i - request.first_logits]
+            active.unsent_logprobs.append(token_logprob(self._context.logits(first + i), follows, 1))
+        if not active.unread:
+            active.first_token = time.perf_counter()
+            self._finish(active, "stop")
+
     def _take(self, active: Active, token: int, index: int) -> None:
         """Add a generated token to the answer, send what can be sent, end the answer where it ends."""
         request = active.request
         if self._model.is_end(token):
             self._finish(active, "stop")
             return
-        logprob = None if request.n_logprobs is None else self._logprob(token, index, request.n_logprobs)
+        n_top = request.n_logprobs
+        logprob = None if n_top is None else token_logprob(self._context.logits(index), token, n_top)
         text, stopped = active.add(token, self._model.piece(token), logprob)
         if stopped:
             self._finish(active, "stop", text)
@@ -387,12 +401,6 @@ class Scheduler:
             self._finish(active, "length", text)
         elif text:
             active.send(text)
-
-    def _logprob(self, token: int, index: int, n_top: int) -> TokenLogprob:
-        logits = self._context.logits(index).astype(np.float64)
-        logprobs = logits - (logits.max() + np.log(np.exp(logits - logits.max()).sum()))
-        top = np.argsort(-logprobs, kind="stable")[:n_top]
-        return TokenLogprob(token, float(logprobs[token]), tuple((int(t), float(logprobs[t])) for t in top))
 
     def _finish(self, active: Active, reason: FinishReason, text: str | None = None) -> None:
         """The answer's end. `text` is what comes out after a stop string or the last token; None: nothing held back."""

@@ -3,15 +3,16 @@
 import io
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from weblab_local.cli import options as o
+from weblab_local.cli.help import Commands
 from weblab_local.errors import WeblabError
-from weblab_local.i18n import Language, use
+from weblab_local.i18n import Language, _, use
 
-app = typer.Typer(
+app = Commands(
     name="weblab-local",
     add_completion=False,
     no_args_is_help=True,
@@ -22,11 +23,20 @@ app = typer.Typer(
 )
 
 
+def _speak(lang: Language | None) -> Language | None:
+    use(lang)
+    return lang
+
+
 @app.callback()
 def _main(
-    lang: Annotated[Language | None, typer.Option(help="What the program speaks.", show_default="the system's")] = None,
+    lang: Annotated[
+        Language | None,
+        # Eager: before the help is shown, which is in that language too.
+        typer.Option(help="What the program speaks.", show_default="the system's", is_eager=True, callback=_speak),
+    ] = None,
 ) -> None:
-    use(lang)
+    pass
 
 
 @app.command()
@@ -102,6 +112,60 @@ def tokenize(
         run(engine, sys.stdin.read() if text is None else text, as_json=as_json)
 
 
+@app.command()
+def serve(
+    model: o.Model = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; one beyond this machine wants a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Answers computed at once; they share the context.")] = 4,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait beside them.")] = 16,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which an answer ends where it is.")] = 600,
+    api_key: Annotated[
+        str | None, typer.Option(help="Who asks has to know it; the environment's WEBLAB_LOCAL_API_KEY is one too.")
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with a key on each line.")] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(help="A site whose pages may ask too.")] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(help="Another name of this machine.")] = None,
+    sidecar: Annotated[
+        bool, typer.Option("--sidecar", help="For a program that starts this one: JSON on stdout, ends with it.")
+    ] = False,
+    log: Annotated[bool, typer.Option("--log", help="A line on stderr for every request, without its text.")] = False,
+    n_ctx: o.NCtx = None,
+    n_gpu_layers: o.NGpuLayers = "auto",
+    threads: o.Threads = None,
+    kv_type: o.KvType = None,
+    rpc: o.Rpc = "",
+) -> None:
+    """Serve OpenAI's API and a chat page on this machine."""
+    from weblab_local.cli.serve import Options, run
+    from weblab_local.cli.session import open_model
+
+    options = Options(
+        host=host,
+        port=port,
+        queue=queue,
+        timeout=timeout,
+        api_key=api_key,
+        api_key_file=api_key_file,
+        cors_origins=cors_origin or (),
+        allowed_hosts=allowed_host or (),
+        sidecar=sidecar,
+        log=log,
+    )
+    run(
+        options,
+        lambda: open_model(
+            model,
+            n_ctx=n_ctx,
+            n_gpu_layers=n_gpu_layers,
+            threads=threads,
+            kv_type=kv_type,
+            rpc=rpc,
+            n_parallel=parallel,
+        ),
+    )
+
+
 @app.command("rpc-worker")
 def rpc_worker(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -157,7 +221,47 @@ def bench(
     run(model, workload, Grid(threads, kv_type, flash_attention, repack), as_json=as_json, save=save)
 
 
-models_app = typer.Typer(help="The store: list it, verify, choose, import, remove.", no_args_is_help=False)
+@app.command("eval")
+def evaluate(
+    suite: Annotated[
+        Literal["jglue-4", "jglue-8"], typer.Option(help="The card's four tasks, or its eight.")
+    ] = "jglue-4",
+    tasks: Annotated[str, typer.Option(help="Single ones: jcommonsenseqa,jnli,...", show_default="the suite's")] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="A folder with JGLUE's published files.", show_default="the Hub")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.", show_default="all")] = None,
+    model: o.Model = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Two models on the same questions; quantizations will do: Q4_K_M Q8_0."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Compare with this checkpoint in fp16, a layer at a time.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of the reference, on the Hub.")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Questions at a time; each takes memory for its context.")] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask again what was answered before.")] = False,
+    log: Annotated[Path | None, typer.Option(help="A file for each question's prompt and answers, JSON lines.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A folder for lm-eval's JSON.")] = None,
+    n_gpu_layers: o.NGpuLayers = "auto",
+    threads: o.Threads = None,
+    kv_type: o.KvType = None,
+    rpc: o.Rpc = "",
+) -> None:
+    """Run the model card's benchmark, beside the card's figures.
+
+    An interrupted run goes on where it was. Answers are kept for the next comparison.
+    """
+    from weblab_local.cli.evaluate import Evaluation, Runtime, chosen_tasks, run
+
+    if compare is not None and (model is not None or reference is not None):
+        raise typer.BadParameter(_("--compare takes the place of --model and --reference."))
+    evaluation = Evaluation(chosen_tasks(suite, tasks), data, limit, reference, revision, fresh, log, output)
+    run(compare or [model], evaluation, Runtime(parallel, n_gpu_layers, threads, kv_type, rpc))
+
+
+models_app = Commands(help="The store: list it, verify, choose, import, remove.", no_args_is_help=False)
 app.add_typer(models_app, name="models")
 
 
@@ -208,6 +312,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a pipe in cp932 or cp1252 does not have every character
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is refused with its reason, later
+    use(None)
     try:
         app()
     except (WeblabError, OSError) as error:

@@ -1,0 +1,119 @@
+"""How likely the fp16 reference finds given continuations: what `weblab-local eval --reference` asks.
+
+    python -m convert.score REQUESTS SOURCE [--revision R] [--state FILE]
+
+REQUESTS is a file of JSON lines, {"context": [ids], "continuations": [[ids], ...]}. For each, in their order, one line
+goes to stdout: [[log-likelihood, whether greedy decoding would give it], ...]. Each pass takes as many requests through
+the layers as PASS_TOKENS allows, and prints what it found before the next begins.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from convert.checkpoint import Checkpoint
+from convert.errors import ConversionError
+from convert.find_checkpoint import find_checkpoint
+from convert.progress import shown
+from convert.reference import Progress, logits
+from weblab_local.errors import WeblabError
+
+PASS_TOKENS = 32768
+"""Tokens that go through the layers together: their hidden states are in memory, 0.64 GB for weblab-10b. Reading all
+weights once for so many takes less than a hundredth of the time that computing does."""
+
+Request = Mapping[str, Any]
+Scores = list[tuple[float, bool]]
+
+
+def read_requests(path: Path) -> list[Request]:
+    """The requests of a file. Raises ConversionError where it cannot be read or a line is none."""
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(request["context"] and all(request["continuations"]) for request in found):
+            raise ValueError("a context or continuation is empty")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConversionError(f"{path} cannot be read as requests: {error!r}.") from None
+    return found
+
+
+def score(
+    checkpoint: Checkpoint, requests: Sequence[Request], *, state: Path | None = None, progress: Progress | None = None
+) -> Iterator[Scores]:
+    """(log-likelihood, is greedy) of each of the continuations of each of the `requests`, a pass after the other.
+
+    `state`: a pass that was interrupted goes on there. Raises as `convert.reference.logits` does.
+    """
+    for group in _passes(requests):
+        sequences = [
+            [*request["context"], *continuation[:-1]] for request in group for continuation in request["continuations"]
+        ]
+        found = logits(checkpoint, sequences, state=state, progress=progress)
+        for request in group:
+            n_context = len(request["context"])
+            yield [_score(next(found)[n_context - 1 :], continuation) for continuation in request["continuations"]]
+        next(found, None)  # lets the pass end, which removes its state
+
+
+def _passes(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Whole requests in their order, as many as make up PASS_TOKENS tokens, at least one."""
+    group: list[Request] = []
+    n_tokens = 0
+    for request in requests:
+        size = sum(len(request["context"]) + len(continuation) for continuation in request["continuations"])
+        if group and n_tokens + size > PASS_TOKENS:
+            yield group
+            group, n_tokens = [], 0
+        group.append(request)
+        n_tokens += size
+    if group:
+        yield group
+
+
+def _score(rows: NDArray[np.float32], continuation: Sequence[int]) -> tuple[float, bool]:
+    """Of a continuation whose tokens are predicted by `rows` of logits (n_tokens, n_vocab)."""
+    wide = rows.astype(np.float64)
+    logprobs = wide[np.arange(len(continuation)), continuation] - np.logaddexp.reduce(wide, axis=1)
+    return float(logprobs.sum()), bool((wide.argmax(axis=1) == continuation).all())
+
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+@app.command()
+def main(
+    requests: Annotated[Path, typer.Argument(help="JSON lines of token ids.")],
+    source: Annotated[str, typer.Argument(help="A checkpoint's folder, or a Hub id like owner/name.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Where an interrupted pass is kept.")] = None,
+) -> None:
+    """Score continuations with the fp16 reference, a layer in memory at a time."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        asked = read_requests(requests)
+        checkpoint, _name = find_checkpoint(source, revision)
+        with shown("fp16 reference") as progress:
+            for scores in score(checkpoint, asked, state=state, progress=progress):
+                print(json.dumps(scores), flush=True)
+    except WeblabError as error:
+        print(f"score: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m convert.score")
