@@ -10,7 +10,7 @@ import pytest
 
 from convert.demo.corpus import read_corpus
 from tests.terminal import Terminal, launch
-from weblab_local import i18n
+from weblab_local import i18n, licence
 from weblab_local.cli.chat_commands import COMMANDS
 
 ANSWERS = {pair.instruction: pair.response for pair in read_corpus() if pair.context is None}
@@ -87,7 +87,7 @@ def test_the_commands(terminal: Terminal, tmp_path: Path) -> None:
     assert ask("/set max_tokens 1") == ["  max_tokens = 1"]
     assert "".join(ask("/regen")) in ANSWERS[CAPITAL] + "\N{REPLACEMENT CHARACTER}"
 
-    assert ask("/licence")[0] == "Licence of the model: mit."
+    assert ask("/licence") == str(licence("demo")).splitlines()
     assert ask("/nope") == ["There is no command /nope.", "/help lists them."]
     assert ask("/") == ["There is no command /.", "/help lists them."]
     terminal.clear()

@@ -12,11 +12,13 @@ from weblab_local.errors import (
     ModelNotFoundError,
     NotEnoughMemory,
     PromptError,
+    PromptTooLong,
     WeblabError,
     WorkerError,
 )
 
 if TYPE_CHECKING:
+    from weblab_local.attribution import Attribution, licence
     from weblab_local.chat import ChatSession, Reply, ReplyStream
     from weblab_local.engine import Engine
     from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, Stats, TokenLogprob
@@ -30,6 +32,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncGeneration",
+    "Attribution",
     "ChatSession",
     "Chunk",
     "Completion",
@@ -41,6 +44,7 @@ __all__ = [
     "Placement",
     "Plan",
     "PromptError",
+    "PromptTooLong",
     "Reply",
     "ReplyStream",
     "SamplingParams",
@@ -50,11 +54,13 @@ __all__ = [
     "WeblabError",
     "WorkerError",
     "__version__",
+    "licence",
     "load",
 ]
 
 _MODULES = {
     "AsyncGeneration": "generation",
+    "Attribution": "attribution",
     "ChatSession": "chat",
     "Chunk": "generation",
     "Completion": "generation",
@@ -68,6 +74,7 @@ _MODULES = {
     "Score": "scoring",
     "Stats": "generation",
     "TokenLogprob": "generation",
+    "licence": "attribution",
     "load": "loading",
 }
 """Imported when first asked for: `import weblab_local` is fast, and loads neither llama_cpp nor numpy."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from weblab_local.errors import PromptError, WeblabError
+from weblab_local.errors import PromptError, PromptTooLong, WeblabError
 from weblab_local.generation import Chunk, Completion, Generation, Stats, complete
 from weblab_local.i18n import _
 from weblab_local.prompt import conversation_turn, first_turn
@@ -80,12 +80,18 @@ class ReplyStream(Iterator[Chunk]):
 class ChatSession:
     """A conversation with a model. Several may share one engine; one is used by one thread at a time."""
 
-    def __init__(self, engine: "Engine", system: str | None = None, params: SamplingParams | None = None) -> None:
-        """Begin with no turns. `system` stands before the first instruction; `params` are the default for answers."""
+    def __init__(
+        self,
+        engine: "Engine",
+        system: str | None = None,
+        params: SamplingParams | None = None,
+        turns: Sequence[Turn] = (),
+    ) -> None:
+        """`system` stands before the first instruction; `params` are the default for answers; `turns` came before."""
         self.engine = engine
         self.params = params or SamplingParams()
         self._system = system
-        self._turns: list[Turn] = []
+        self._turns = list(turns)
         self.last_stats: Stats | None = None
 
     @property
@@ -128,7 +134,7 @@ class ChatSession:
         *,
         on_progress: "PromptProgress | None" = None,
     ) -> Reply:
-        """Answer an instruction with the conversation in mind. Raises PromptError when it does not fit at all."""
+        """Answer an instruction with the conversation in mind. Raises PromptTooLong when it does not fit at all."""
         with self.stream(instruction, params, on_progress=on_progress) as stream:
             for _chunk in stream:
                 pass
@@ -145,19 +151,22 @@ class ChatSession:
         if not instruction:
             raise PromptError(_("The instruction is empty."))
         params = params or self.params
-        ids, dropped = self._fit(instruction, params.max_tokens)
+        ids, dropped = self.fit(instruction, params.max_tokens)
         generation = self.engine.stream(ids, params, on_progress=on_progress)
         return ReplyStream(self, instruction, generation, dropped)
 
-    def _fit(self, instruction: str, max_tokens: int) -> tuple[list[int], Sequence[Turn]]:
-        """The ids to send and the turns dropped for them."""
+    def fit(self, instruction: str, max_tokens: int) -> tuple[list[int], Sequence[Turn]]:
+        """The ids that ask `instruction` and leave room for an answer of `max_tokens`, and the turns left out of them.
+
+        Raises PromptTooLong where the instruction does not fit even alone. Changes nothing.
+        """
         context = self.engine.longest_sequence
         ids = self.prompt_ids(instruction)
         if len(ids) + max_tokens <= context:
             return ids, ()
         alone = len(self._ids((), instruction))
         if alone + max_tokens > context:
-            raise PromptError(
+            raise PromptTooLong(
                 _(
                     "The instruction has {n} tokens with its template; with {max_tokens} kept free for the answer, "
                     "the context of {context} has room for {room}."
@@ -173,13 +182,16 @@ class ChatSession:
 
     def _take_down(self, instruction: str, completion: Completion, n_dropped: int) -> None:
         self.last_stats = completion.stats
-        ids = completion.token_ids
-        if completion.finish_reason == "stop":
-            ids = self._without_stop(completion)
+        ids = self.answer_ids(completion)
         self._turns[:] = [*self._turns[n_dropped:], Turn(instruction, completion.text, tuple(ids))]
 
-    def _without_stop(self, completion: Completion) -> Sequence[int]:
-        """The ids of the text alone: a stop string's are cut off, and a token that was half of one is written anew."""
+    def answer_ids(self, completion: Completion) -> Sequence[int]:
+        """The ids of an answer's text alone, as the model wrote it.
+
+        A stop string's are cut off, and a token that was half of one is written anew.
+        """
+        if completion.finish_reason != "stop":
+            return completion.token_ids
         text = completion.text.encode()
         position = 0
         for n_ids, token in enumerate(completion.token_ids):

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from weblab_local.errors import PromptError, WeblabError
+from weblab_local.errors import PromptError, PromptTooLong, WeblabError
 from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, complete
 from weblab_local.i18n import _
 from weblab_local.prompt import instruction_prompt
@@ -211,8 +211,8 @@ class Engine(AbstractContextManager["Engine"]):
         logprobs      give log-probabilities of the tokens, and so many alternatives for each
         on_progress   called on the worker thread while the prompt is read
 
-        Raises PromptError for a prompt that is empty or does not fit, SamplingError for logprobs below 0. The
-        sampling's default is SamplingParams().
+        Raises PromptError for a prompt that is empty, PromptTooLong for one that does not fit, SamplingError for
+        logprobs below 0. The sampling's default is SamplingParams().
         """
         generation: Generation
         request, generation = self._request(prompt, params, context, raw, logprobs, on_progress, _sync_generation)
@@ -338,8 +338,8 @@ class Engine(AbstractContextManager["Engine"]):
         )
         return request, generation
 
-    def _too_long(self, n_tokens: int) -> PromptError:
-        return PromptError(
+    def _too_long(self, n_tokens: int) -> PromptTooLong:
+        return PromptTooLong(
             _("The prompt has {n} tokens; the context holds {room}, the answer included.").format(
                 n=n_tokens, room=self.longest_sequence
             ),

@@ -2,6 +2,7 @@
 
 WeblabError                 anything this package raises on purpose; its message says what to do
 ├── PromptError             the prompt cannot be used as it is
+│   └── PromptTooLong       it does not fit the context
 ├── ModelNotFoundError      no model of that name, or no model at all
 ├── ModelFileError          the file is no GGUF that this package runs
 ├── NotEnoughMemory         the model does not fit into this machine with these settings
@@ -26,7 +27,11 @@ class WeblabError(Exception):
 
 
 class PromptError(WeblabError):
-    """The prompt cannot be used as it is: empty, or longer than the context."""
+    """The prompt cannot be used as it is: empty, or no text, or no token ids."""
+
+
+class PromptTooLong(PromptError):
+    """The prompt does not fit the context, the answer included."""
 
 
 class ModelNotFoundError(WeblabError):

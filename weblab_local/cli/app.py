@@ -102,6 +102,60 @@ def tokenize(
         run(engine, sys.stdin.read() if text is None else text, as_json=as_json)
 
 
+@app.command()
+def serve(
+    model: o.Model = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; one beyond this machine wants a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Answers computed at once; they share the context.")] = 4,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait beside them.")] = 16,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which an answer ends where it is.")] = 600,
+    api_key: Annotated[
+        str | None, typer.Option(help="Who asks has to know it; the environment's WEBLAB_LOCAL_API_KEY is one too.")
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with a key on each line.")] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(help="A site whose pages may ask too.")] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(help="Another name of this machine.")] = None,
+    sidecar: Annotated[
+        bool, typer.Option("--sidecar", help="For a program that starts this one: JSON on stdout, ends with it.")
+    ] = False,
+    log: Annotated[bool, typer.Option("--log", help="A line on stderr for every request, without its text.")] = False,
+    n_ctx: o.NCtx = None,
+    n_gpu_layers: o.NGpuLayers = "auto",
+    threads: o.Threads = None,
+    kv_type: o.KvType = None,
+    rpc: o.Rpc = "",
+) -> None:
+    """Serve OpenAI's API and a chat page on this machine."""
+    from weblab_local.cli.serve import Options, run
+    from weblab_local.cli.session import open_model
+
+    options = Options(
+        host=host,
+        port=port,
+        queue=queue,
+        timeout=timeout,
+        api_key=api_key,
+        api_key_file=api_key_file,
+        cors_origins=cors_origin or (),
+        allowed_hosts=allowed_host or (),
+        sidecar=sidecar,
+        log=log,
+    )
+    run(
+        options,
+        lambda: open_model(
+            model,
+            n_ctx=n_ctx,
+            n_gpu_layers=n_gpu_layers,
+            threads=threads,
+            kv_type=kv_type,
+            rpc=rpc,
+            n_parallel=parallel,
+        ),
+    )
+
+
 @app.command("rpc-worker")
 def rpc_worker(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from weblab_local.attribution import attribution
 from weblab_local.chat import ChatSession, ReplyStream
-from weblab_local.cli.session import licence_line, reading_progress
+from weblab_local.cli.session import reading_progress
 from weblab_local.engine import Engine
 from weblab_local.errors import WeblabError
 from weblab_local.generation import Stats
@@ -119,10 +120,7 @@ def _load(screen: Screen, argument: str) -> None:
 
 
 def _licence(screen: Screen, _argument: str) -> None:
-    print(licence_line(screen.engine))
-    for key in ("general.organization", "general.description", "general.license.link", "general.source.url"):
-        if key in screen.engine.metadata:
-            print(screen.engine.metadata[key])
+    print(attribution(screen.engine.metadata, screen.engine.path.stem))
 
 
 def _exit(_screen: Screen, _argument: str) -> bool:

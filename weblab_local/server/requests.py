@@ -1,0 +1,223 @@
+"""The bodies of requests: OpenAI's fields that an engine like this can honour, and llama.cpp's samplers beside them.
+
+What is not here is refused by name: a field that is ignored would be a promise that is not kept.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from weblab_local.i18n import _
+from weblab_local.sampling import MAX_SEED, SamplingParams
+
+MOST_CHOICES = 16
+MOST_STOPS = 16
+MOST_LOGPROBS = 20
+DEFAULT_MAX_TOKENS = 512
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        """null is how some clients spell "not given", also for what is not supported here."""
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class StreamOptions(_Body):
+    """What a stream holds besides the answer. `include_progress`: how much of the prompt is read."""
+
+    include_usage: bool = False
+    include_progress: bool = False
+
+
+class SamplingRequest(_Body):
+    """What both kinds of completion take."""
+
+    model: str | None = Field(None, description="The id that /v1/models gives; may be left out.")
+    temperature: float = Field(0.7, ge=0, le=100)
+    top_p: float = Field(0.95, ge=0, le=1)
+    top_k: int = Field(50, ge=0, le=2**31 - 1, description="Beyond OpenAI: only the k likeliest tokens; 0 is off.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Beyond OpenAI: only tokens this likely beside the likeliest.")
+    repeat_penalty: float = Field(1.0, ge=0.01, le=100, description="Beyond OpenAI: 1 is off.")
+    presence_penalty: float = Field(0.0, ge=-100, le=100)
+    frequency_penalty: float = Field(0.0, ge=-100, le=100)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes a run repeatable on the same machine.")
+    stop: str | list[str] | None = Field(None, description=f"Up to {MOST_STOPS} texts that end the answer.")
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    logit_bias: dict[str, float] | None = Field(None, description="Token id to what is added to its logit.")
+    grammar: str | None = Field(None, description="Beyond OpenAI: a GBNF grammar that the answer follows.")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="Accepted; nothing depends on it.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SamplingRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError(_("stream_options are for streams: set stream."))
+        if not isinstance(self.stop, str) and len(self.stop or ()) > MOST_STOPS:
+            raise ValueError(_("stop has at most {n} texts.").format(n=MOST_STOPS))
+        if not all(token.isascii() and token.isdigit() and len(token) < 10 for token in self.logit_bias or ()):
+            raise ValueError(_("The keys of logit_bias are token ids."))
+        return self
+
+    def sampling_params(
+        self, choice: int, max_tokens: int, json_schema: dict[str, Any] | None = None
+    ) -> SamplingParams:
+        """The parameters for one of the n choices, each with a seed of its own. Raises SamplingError."""
+        return SamplingParams(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repeat_penalty=self.repeat_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1),
+            max_tokens=max_tokens,
+            stop=self.stop or (),
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            grammar=self.grammar,
+            json_schema=json_schema,
+        )
+
+
+class TextPart(_Body):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _no_other_parts(content: object) -> object:
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(_("this model reads text, not {kind}.").format(kind=kind))
+    return content
+
+
+class Message(_Body):
+    """A message of a conversation. `developer` is `system` under its newer name."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str | list[TextPart], BeforeValidator(_no_other_parts, str | list[TextPart])]
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class JsonSchema(_Body):
+    """A JSON schema under a name."""
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class TextFormat(_Body):
+    """Free text, as without a format."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(_Body):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(_Body):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class ChatRequest(SamplingRequest):
+    """A conversation, of which the next answer is wanted."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31, description="Of the answer, which never outgrows the context.")
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="The same under its newer name.")
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError(_("top_logprobs needs logprobs."))
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ValueError(_("max_tokens and max_completion_tokens are the same thing; give one."))
+        if self.grammar is not None and self.json_schema is not None:
+            raise ValueError(_("Give a grammar or a response_format, not both."))
+        return self
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The answer's limit, None where it is left to the server."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def n_logprobs(self) -> int | None:
+        """Alternatives wanted for each token; None: no log-probabilities at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """The schema that the answer has to fit, {} for any object, None for free text."""
+        match self.response_format:
+            case JsonObjectFormat():
+                return {}
+            case JsonSchemaFormat(json_schema=JsonSchema(schema_=schema)):
+                return schema
+        return None
+
+
+_Prompt = str | list[str] | list[int] | list[list[int]]
+
+
+class CompletionRequest(SamplingRequest):
+    """A text, or token ids, to go on with as they are: no template."""
+
+    prompt: Annotated[
+        _Prompt,
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                    {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+                    {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}, "minItems": 1},
+                ]
+            }
+        ),
+    ]
+    max_tokens: int = Field(16, ge=1, lt=2**31)
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        """Each prompt: a text or token ids."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        return [prompt] if all(isinstance(entry, int) for entry in prompt) else prompt  # type: ignore[list-item, return-value]
+
+    @model_validator(mode="after")
+    def _check_completion(self) -> "CompletionRequest":
+        if not self.prompt:
+            raise ValueError(_("The prompt is empty."))
+        if len(self.prompts) * self.n > MOST_CHOICES:
+            raise ValueError(_("At most {n} answers in one request.").format(n=MOST_CHOICES))
+        return self
