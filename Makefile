@@ -21,7 +21,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  variables: BACKEND=cpu|cuda|metal|vulkan  MODEL=folder-or-hub-id  REVISION=...  QUANT=\"Q4_K_M Q8_0\""
-	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  HTML=file  JSON=file"
+	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  HTML=file  JSON=file  TEXTS=file"
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
@@ -48,8 +48,9 @@ convert: $(VENV)/.installed ## Download the model and convert it; the result goe
 		$(if $(FORCE),--force) $(if $(LOW_DISK),--low-disk)
 
 verify: $(VENV)/.installed ## Compare what was converted with the model it was made from; FILES="..." for others
-	@$(BIN)/python -m convert.verify "$(MODEL)" $(or $(FILES),$(if $(OUTPUT),$(wildcard $(OUTPUT)/*.gguf))) \
-		$(if $(REVISION),--revision "$(REVISION)") $(if $(HTML),--html "$(HTML)") $(if $(JSON),--json "$(JSON)")
+	@$(BIN)/python -m convert.verify "$(MODEL)" $(or $(FILES),$(if $(OUTPUT),"$(OUTPUT)")) \
+		$(if $(REVISION),--revision "$(REVISION)") $(if $(HTML),--html "$(HTML)") $(if $(JSON),--json "$(JSON)") \
+		$(if $(TEXTS),--texts "$(TEXTS)")
 
 chat: $(VENV)/.installed ## Talk with the newest converted model
 	@$(BIN)/weblab-local chat

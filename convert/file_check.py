@@ -10,7 +10,7 @@ from gguf import GGUFReader, ReaderField
 
 from convert.checkpoint import Checkpoint, read_json
 from convert.gpt_neox import Hyperparameters, Tensor, hyperparameters, map_tensors
-from convert.metadata import ARCHITECTURE, MIXTURE_KEY
+from convert.metadata import ARCHITECTURE, IMATRIX_FILE_KEY, MIXTURE_KEY
 from convert.mixtures import ALL, MIXTURES
 from convert.tensor_check import PRECISION, Progress, TensorError, check_tensors
 from convert.vocab import PRE_TOKENIZER, Vocabulary, read_vocabulary
@@ -35,12 +35,14 @@ class TypeErrors:
 class FileCheck:
     """What a file holds. `findings` says what is wrong, a sentence each; there are none in a sound file.
 
-    `mixture` is the name in `general.file_type`, "" where there is none of that number.
+    `mixture` is the name in `general.file_type`, "" where there is none of that number; `has_imatrix` whether it was
+    made with an importance matrix.
     """
 
     path: Path
     size: int
     mixture: str
+    has_imatrix: bool
     n_weights: int
     findings: Sequence[str]
     types: Sequence[TypeErrors]
@@ -67,7 +69,7 @@ def check_files(
         for (path, reader), found in zip(readers.items(), errors, strict=True)
     }
     checked |= {
-        path: FileCheck(path, _size(path), "", 0, [reason], [])
+        path: FileCheck(path, _size(path), "", False, 0, [reason], [])
         for path, reason in opened.items()
         if isinstance(reason, str)
     }
@@ -112,7 +114,8 @@ def _checked(
     findings += _metadata_findings(metadata, hparams)
     findings += _vocabulary_findings(metadata, vocabulary)
     n_weights = sum(error.n_weights for error in errors)
-    return FileCheck(path, _size(path), mixture_name(metadata), n_weights, findings, _by_type(errors))
+    has_imatrix = IMATRIX_FILE_KEY in metadata
+    return FileCheck(path, _size(path), mixture_name(metadata), has_imatrix, n_weights, findings, _by_type(errors))
 
 
 def mixture_name(metadata: Mapping[str, Any]) -> str:

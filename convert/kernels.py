@@ -1,4 +1,4 @@
-"""Q4_K, Q5_K and Q6_K as in `ggml-quants.c`, sixteen blocks at a time: the same bytes, about ten times faster.
+"""Q4_K, Q5_K and Q6_K as in `ggml-quants.c`, sixteen blocks at a time: the same bytes, six to eight times faster.
 
 Every block of 16 or 32 weights is quantized by trying scales and keeping the one with the least error; in C that is
 one long chain of additions per block. Blocks do not depend on each other, so the same steps are done here in each of

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from numpy.typing import NDArray
@@ -24,16 +25,21 @@ class Sample:
     language: Language
     in_template: bool
     label: str
+    origin: str = ""
 
 
 def samples(texts: Sequence[Text], tokenizer: Tokenizer, end_of_text: int, n_ctx: int, max_tokens: int) -> list[Sample]:
-    """Sequences of up to `n_ctx` ids from `texts`, in all at most `max_tokens`, each kind of text with its share."""
-    kinds = list(dict.fromkeys((text.language, text.in_template) for text in texts))
+    """Sequences of up to `n_ctx` ids from `texts`, in all at most `max_tokens`, each kind of text with its share.
+
+    A kind is what has the same origin, is in the same language, and in the template or not.
+    """
+    kinds: dict[tuple[Language, bool, str], list[Text]] = {}
+    for text in texts:
+        kinds.setdefault((text.language, text.in_template, text.origin), []).append(text)
     found = []
-    for language, in_template in kinds:
-        of_kind = [text for text in texts if (text.language, text.in_template) == (language, in_template)]
+    for (language, in_template, origin), of_kind in kinds.items():
         for ids in sequences(of_kind, tokenizer, end_of_text, n_ctx, max_tokens // len(kinds)):
-            found.append(Sample(ids, language, in_template, _label(tokenizer.decode(ids))))
+            found.append(Sample(ids, language, in_template, _label(tokenizer.decode(ids)), origin))
     return found
 
 
@@ -101,19 +107,25 @@ def measure(
 
 
 def by_group(of: Sequence[Sample], parts: Sequence[Divergence]) -> dict[str, Summary]:
-    """The figures of `report.GROUPS`, for the groups that have samples."""
+    """The figures of `report.GROUPS`, for the groups that have samples, and of each origin but this project."""
+    origins = dict.fromkeys(sample.origin for sample in of if sample.origin)
     chosen: dict[str, Callable[[Sample], bool]] = {
         "all": lambda _: True,
         "ja": lambda sample: sample.language == "ja",
         "en": lambda sample: sample.language == "en",
         "template": lambda sample: sample.in_template,
         "prose": lambda sample: not sample.in_template,
+        **{f"from {origin}": partial(_is_from, origin) for origin in origins},
     }
     groups = {
         name: [part for sample, part in zip(of, parts, strict=True) if belongs(sample)]
         for name, belongs in chosen.items()
     }
     return {name: summarize(members) for name, members in groups.items() if members}
+
+
+def _is_from(origin: str, sample: Sample) -> bool:
+    return sample.origin == origin
 
 
 def by_text(of: Sequence[Sample], parts: Sequence[Divergence]) -> list[TextFigures]:

@@ -64,7 +64,8 @@ def by_text(files: Sequence[FileReport]) -> str:
     parts = _grid(y, WIDTH - 20)
     for number, file in enumerate(files):
         middle = _LEFT + step * (number + 0.5)
-        parts.append(_text(middle, HEIGHT - _BOTTOM + 18, file.mixture, "middle"))
+        for line, name in enumerate(file.mixture.split(", ")):
+            parts.append(_text(middle, HEIGHT - _BOTTOM + 18 + 14 * line, name, "middle"))
         for text in file.texts:
             shift = -0.14 * step if text.language == "ja" else 0.14 * step
             note = f"{text.label} ({text.n_tokens} tokens): {text.mean_kl:.3g}"
@@ -85,16 +86,15 @@ def by_size(files: Sequence[FileReport]) -> str:
     parts = _grid(y, WIDTH - _RIGHT + 60) + _x_ticks(x, ticks, lambda size: f"{size / unit:.2f}")
     labels = []
     for file in files:
-        means = [(name, file.groups[name].mean_kl) for name in ("ja", "en") if name in file.groups]
         px = x.at(file.check.size)
-        heights = [y.at(mean) for _, mean in means]
+        means = {name: file.groups[name].mean_kl for name in ("ja", "en") if name in file.groups}
+        heights = [y.at(mean) for mean in means.values()]
         parts.append(
             f'<line class="join" x1="{px:.1f}" x2="{px:.1f}" y1="{min(heights):.1f}" y2="{max(heights):.1f}"/>'
         )
-        parts += [
-            _dot(px, y.at(mean), 5, 0 if language == "ja" else 1, f"{file.mixture} {language}: {mean:.3g}")
-            for language, mean in means
-        ]
+        for language, mean in means.items():
+            colour, shift = (0, -4) if language == "ja" else (1, 4)  # side by side, also where they are the same
+            parts.append(_dot(px + shift, y.at(mean), 5, colour, f"{file.mixture} {language}: {mean:.3g}"))
         labels.append((px, min(heights), max(heights), file.mixture))
     parts += _point_labels(labels) + _legend()
     return _svg("Mean KL divergence by file size", parts, f"size ({name})", "mean KL (nats)")

@@ -20,7 +20,7 @@ GROUPS = {
     "template": "in the template",
     "prose": "outside the template",
 }
-"""The groups that are reported, each as far as there are texts of it."""
+"""The groups that are reported, each as far as there are texts of it; "from ..." where some are not this project's."""
 
 UNQUANTIZED = ("F32", "F16")
 
@@ -69,8 +69,9 @@ class FileReport:
 
     @property
     def mixture(self) -> str:
-        """The mixture's name, or the file's where it is none that is known."""
-        return self.check.mixture or self.check.path.stem
+        """The mixture's name, with an importance matrix where there is one; the file's where it is none of ours."""
+        name = self.check.mixture or self.check.path.stem
+        return f"{name}, imatrix" if self.check.has_imatrix else name
 
     @property
     def limit(self) -> float | None:
@@ -98,7 +99,7 @@ class FileReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All files against one checkpoint. `texts` describes what they were compared on."""
+    """All files against the checkpoint of that name. `texts` describes what they were compared on."""
 
     checkpoint: str
     texts: Mapping[str, Any]
@@ -116,7 +117,7 @@ class Report:
 
 def overview(report: Report) -> list[list[str]]:
     """A table with a row for each file, the heading first: what the README shows."""
-    rows = [["file", "size", "KL Japanese", "KL English", "KL template", "KL prose", "top-1", "ppl ratio", "verdict"]]
+    rows = [["file", "verdict", "size", "KL Japanese", "KL English", "KL template", "KL prose", "top-1", "ppl ratio"]]
     for file in report.files:
         means = [_nats(file.groups[name].mean_kl) if name in file.groups else "-" for name in list(GROUPS)[1:]]
         together = file.groups.get("all")
@@ -125,8 +126,15 @@ def overview(report: Report) -> list[list[str]]:
             if together is not None
             else ["-", "-"]
         )
-        rows.append([file.name, format_bytes(file.check.size), *means, *rest, "passes" if file.passed else "FAILS"])
+        verdict = "passes" if file.passed else "FAILS"
+        rows.append([_short_name(file, report), verdict, format_bytes(file.check.size), *means, *rest])
     return rows
+
+
+def _short_name(file: FileReport, report: Report) -> str:
+    """The file's name without what all have in common, and what it does not say."""
+    name = file.name.removesuffix(".gguf").removeprefix(f"{report.checkpoint}-")
+    return f"{name}, imatrix" if file.check.has_imatrix and "imatrix" not in name else name
 
 
 def details(file: FileReport) -> list[list[str]]:
@@ -145,20 +153,18 @@ def details(file: FileReport) -> list[list[str]]:
             "perplexity ratio",
         ]
     ]
-    for name, title in GROUPS.items():
-        if name in file.groups:
-            s = file.groups[name]
-            rows.append(
-                [
-                    title,
-                    str(s.n_tokens),
-                    *map(_nats, (s.mean_kl, s.median_kl, s.p99_kl, s.max_kl)),
-                    f"{s.top1_agreement:.2%}",
-                    f"{s.mean_correct_change:+.4%}",
-                    f"{s.rms_correct_change:.4%}",
-                    f"{s.perplexity_ratio:.5f} ± {s.perplexity_ratio_error:.5f}",
-                ]
-            )
+    for name, s in file.groups.items():
+        rows.append(
+            [
+                GROUPS.get(name, name),
+                str(s.n_tokens),
+                *map(_nats, (s.mean_kl, s.median_kl, s.p99_kl, s.max_kl)),
+                f"{s.top1_agreement:.2%}",
+                f"{s.mean_correct_change:+.4%}",
+                f"{s.rms_correct_change:.4%}",
+                f"{s.perplexity_ratio:.5f} ± {s.perplexity_ratio_error:.5f}",
+            ]
+        )
     return rows
 
 
@@ -211,6 +217,7 @@ def as_json(report: Report) -> str:
                 "path": str(file.check.path),
                 "size": file.check.size,
                 "mixture": file.check.mixture,
+                "imatrix": file.check.has_imatrix,
                 "passed": file.passed,
                 "findings": list(file.findings),
                 "mean_kl_limit": file.limit,

@@ -17,16 +17,18 @@ _STYLE = """
     --c0: #6ba1f5; --c1: #f28a55; --c2: #3fbf9f; --c3: #dba63c; --c4: #e782b8; --c5: #9cc04a; --c6: #a394f7; --c7: #999;
   }
 }
-body { background: var(--page); color: var(--text); font: 16px/1.55 system-ui, sans-serif; max-width: 62rem;
+body { background: var(--page); color: var(--text); font: 16px/1.55 system-ui, sans-serif; max-width: 70rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; margin: .75rem 0; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-.text th, .text td { text-align: left; white-space: normal; vertical-align: top; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap;
+  background: var(--page); }
+th { color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; }
+.text th, .text td { text-align: left; white-space: normal; vertical-align: top; position: static; }
 .bad { color: var(--bad); } .soft { color: var(--soft); }
-figure { margin: 1rem 0; } svg { width: 100%; max-width: 52rem; height: auto; }
+figure { margin: 1rem 0; overflow-x: auto; } svg { width: 100%; min-width: 36rem; max-width: 52rem; height: auto; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 .grid { stroke: var(--rule); } .join { stroke: var(--soft); } .line { fill: none; stroke-width: 2; }
 .dashed { stroke-dasharray: 5 4; }

@@ -253,7 +253,7 @@ def _verification(request: Request, checkpoint: Checkpoint, plan: Plan) -> Verif
         say("comparing the result with the checkpoint on a few texts (VERIFY=0 leaves that out)")
         try:
             report = short_verification(checkpoint, plan.card.name, paths, request.threads)
-        except WeblabError as error:
+        except (WeblabError, OSError) as error:
             say(f"The result could not be compared with the checkpoint, and is kept as it is: {error}")
             return [None] * len(paths)
         for file in report.files:

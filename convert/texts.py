@@ -40,11 +40,15 @@ _FORM = (
 
 @dataclass(frozen=True)
 class Text:
-    """One text as the model reads it. In the template: the whole prompt, with the output after it."""
+    """One text as the model reads it. In the template: the whole prompt, with the output after it.
+
+    `origin` names what it was taken from, "" for this project's own.
+    """
 
     language: Language
     text: str
     in_template: bool
+    origin: str = ""
 
 
 def calibration() -> list[Text]:

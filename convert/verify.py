@@ -9,7 +9,7 @@ A file that does not hold what the checkpoint holds is not run: what it computes
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,13 +24,16 @@ from convert.errors import ConversionError, OutputError
 from convert.file_check import FileCheck, check_files
 from convert.find_checkpoint import find_checkpoint
 from convert.gpt_neox import Hyperparameters, hyperparameters
+from convert.jglue import held_out_texts
 from convert.kl_limits import KL_LIMITS
 from convert.measurement import Sample, by_group, by_position, by_text, measure, prompts, samples, token_id_findings
+from convert.mixtures import ALL
 from convert.plan import available_cores
 from convert.progress import format_bytes, say, shown
 from convert.report import GROUPS, FileReport, Report, as_json, as_text
 from convert.report_html import as_html
 from convert.runtime import Runtime, running
+from convert.tensor_check import Progress
 from convert.texts import Text, describe, read_texts, read_tokenizer, verification
 from convert.vocab import read_vocabulary
 from weblab_local.errors import ModelNotFoundError, WeblabError
@@ -89,12 +92,14 @@ def verify_files(
     texts: Sequence[Text],
     reference_path: Path,
     options: Options | None = None,
+    name: str | None = None,
 ) -> Report:
     """Verify the GGUFs at `paths` against the checkpoint they were made from, with `texts`.
 
     The reference's log-probabilities are kept at `reference_path`, and taken from there the next time for the same
     texts: 2 bytes for each token and each entry of the vocabulary. Progress goes to stderr. Raises ConversionError for
-    a checkpoint or texts that cannot be used. The report has the files by size, the largest first.
+    a checkpoint or texts that cannot be used. The report has the files by size, the largest first, and calls the
+    checkpoint by its `name`, which is its folder's where none is given.
     """
     options = options or Options()
     n_threads = options.n_threads or available_cores()
@@ -109,14 +114,14 @@ def verify_files(
         described = describe(texts, ids)
         reports |= {report.check.path: report for report in _run_files(sound, setting, reference_path, options)}
     by_size = sorted(reports.values(), key=lambda report: report.check.size, reverse=True)
-    return Report(checkpoint.folder.name, described, by_size)
+    return Report(name or checkpoint.folder.name, described, by_size)
 
 
 def short_verification(checkpoint: Checkpoint, name: str, paths: Sequence[Path], n_threads: int | None) -> Report:
     """`verify_files` on SHORT_TOKENS tokens, what a conversion ends with. The model's `name` tells references apart."""
     kept = data_dir() / "references" / f"{name}-short.safetensors"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    return verify_files(checkpoint, paths, verification(), kept, Options(SHORT_TOKENS, 0, n_threads))
+    return verify_files(checkpoint, paths, verification(), kept, Options(SHORT_TOKENS, 0, n_threads), name)
 
 
 def _setting(checkpoint: Checkpoint, texts: Sequence[Text], options: Options, n_weights: int) -> _Setting:
@@ -146,7 +151,8 @@ def _run_files(
     sound: Sequence[FileCheck], setting: _Setting, reference_path: Path, options: Options
 ) -> list[FileReport]:
     """Run each file on the samples. The first, which is the largest, proposes the reference's continuations."""
-    from convert.reference import log_probabilities, logits  # they need torch, which takes seconds to import
+    from convert.log_probabilities import log_probabilities  # torch takes seconds to import
+    from convert.reference import logits
 
     with shown("reference") as progress:
         ids = [sample.ids for sample in setting.samples]
@@ -156,14 +162,15 @@ def _run_files(
     answers: list[list[int]] | None = None
     reports = []
     for check in sound:
-        say(f"running {check.path.name}, {format_bytes(check.size)}")
         threads = options.n_threads or available_cores()
         with running(check.path, setting.n_ctx, threads, options.n_gpu_layers) as runtime:
             findings = token_id_findings(runtime, setting.tokenizer, setting.texts)
             if findings:
                 reports.append(FileReport(check, findings))
                 continue
-            parts = measure(runtime, setting.samples, reference.__getitem__, setting.n_vocab)
+            with shown(f"running {check.mixture or check.path.name}") as progress:
+                of_file = _in_bytes_of(check, progress)
+                parts = measure(runtime, setting.samples, reference.__getitem__, setting.n_vocab, of_file)
             if answers is None:
                 answers = reference_continuations(
                     asked,
@@ -191,6 +198,11 @@ def _run_files(
     return reports
 
 
+def _in_bytes_of(check: FileCheck, progress: Progress) -> Progress:
+    """A callback that takes tokens and gives their share of the file's bytes to `progress`."""
+    return lambda done, total: progress(check.size * done // total, check.size)
+
+
 def _greedy(runtime: Runtime, ids: Sequence[int], setting: _Setting) -> list[int]:
     return runtime.greedy(ids, CONTINUATION_TOKENS, setting.n_vocab)
 
@@ -211,13 +223,15 @@ def main(
     source: Annotated[str, typer.Argument(help="The checkpoint's folder, or a Hub id like owner/name.")],
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="GGUF...", help="What was made from it; default: all in the store that bear its name."),
+        typer.Argument(
+            metavar="GGUF...", help="What was made from it. A folder: all there that bear its name. Default: the store."
+        ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page.")] = None,
     texts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Compare on these texts (.jsonl or plain text).")
+        Path | None, typer.Option(metavar="FILE", help="Compare on these texts too (.jsonl or plain text).")
     ] = None,
     max_tokens: Annotated[
         int, typer.Option(min=0, help="Compare on about so many tokens; 0: only the files themselves.")
@@ -237,12 +251,18 @@ def main(
     Prints the report on stdout and progress on stderr. Exit code 0: every file passes; 1: one does not.
     """
     try:
+        for path in (json_file, html_file):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise OutputError(f"There is no folder {path.absolute().parent} for {path.name}.", "Make it first.")
         checkpoint, name = find_checkpoint(source, revision)
         kept = reference or data_dir() / "references" / f"{name}.safetensors"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        chosen = read_texts(texts) if texts is not None else verification()
+        chosen = [*verification(), *held_out_texts()]
+        if texts is not None:
+            chosen += [replace(text, origin=texts.name) for text in read_texts(texts)]
         options = Options(max_tokens, continuations, threads, n_gpu_layers)
-        report = verify_files(checkpoint, files or _in_store(name), chosen, kept, options)
+        paths = _found(files, name) if files else _made_from(name, models_dir())
+        report = verify_files(checkpoint, paths, chosen, kept, options, name)
         if kept.is_file():
             say(f"The reference's log-probabilities are kept for the next time: {kept}, {format_bytes(_size(kept))}.")
         for path, content in ((json_file, as_json), (html_file, as_html)):
@@ -263,11 +283,16 @@ def main(
     raise typer.Exit(0 if report.passed else 1)
 
 
-def _in_store(name: str) -> list[Path]:
-    found = sorted(models_dir().glob(f"{name}-*.gguf"))
+def _found(paths: Sequence[Path], name: str) -> list[Path]:
+    """The files among `paths`, and of the folders what a conversion of the model called `name` writes there."""
+    return [file for path in paths for file in (_made_from(name, path) if path.is_dir() else [path])]
+
+
+def _made_from(name: str, folder: Path) -> list[Path]:
+    found = sorted(path for mixture in ALL if (path := folder / f"{name}-{mixture}.gguf").is_file())
     if not found:
         raise ModelNotFoundError(
-            f"There is no GGUF of {name} in {models_dir()}.", "Give the file's path, or convert it first: make convert."
+            f"There is no GGUF of {name} in {folder}.", "Give the file's path, or convert it first: make convert."
         )
     return found
 

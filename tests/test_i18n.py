@@ -1,20 +1,28 @@
 """Japanese and English: every message is in the catalog, and the program speaks the language that was asked for."""
 
 import ast
+import inspect
 import os
+import re
 import string
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+import typer.main
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
+from wcwidth import wcswidth
 
 import weblab_local
+from tests.command_line import CommandLine
 from weblab_local import i18n
+from weblab_local.cli.app import app
 
 PACKAGE = Path(weblab_local.__file__).parent
 PO = i18n.LOCALE_DIR / "ja" / "LC_MESSAGES" / f"{i18n.DOMAIN}.po"
@@ -52,9 +60,28 @@ def placeholders(message: str) -> list[tuple[str, str | None, str | None]]:
     return sorted((name, form, conversion) for _text, name, form, conversion in parts if name is not None)
 
 
+def commands(command: Any = None, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands of the program, by the words they are called with."""
+    command = command or typer.main.get_command(app)
+    yield path, command
+    for name, one in getattr(command, "commands", {}).items():
+        yield from commands(one, *path, name)
+
+
+COMMANDS = dict(commands())
+
+
+def help_texts(command: Any) -> set[str]:
+    """The texts that a command's help shows, as they are in the code."""
+    texts = [command.help]
+    for parameter in command.get_params(typer.Context(command)):
+        texts += [parameter.help, parameter.show_default if isinstance(parameter.show_default, str) else None]
+    return {inspect.cleandoc(text) for text in texts if text}
+
+
 def test_every_message_is_translated_and_no_other(catalog: Catalog) -> None:
     translated = {str(message.id) for message in catalog if message.id and message.string and not message.fuzzy}
-    assert translated == set(source_messages())
+    assert translated == set(source_messages()).union(*map(help_texts, COMMANDS.values()))
     assert not catalog.obsolete
 
 
@@ -232,9 +259,69 @@ def test_the_program_speaks_as_asked(arguments: list[str], variables: dict[str, 
     assert done.stdout == ""
 
 
+@pytest.fixture
+def weblab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+    yield CommandLine(monkeypatch, capsys)
+    i18n.use(None)
+
+
+def unspaced(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_help_is_in_the_language_asked_for(weblab: CommandLine, path: tuple[str, ...], catalog: Catalog) -> None:
+    japanese = texts(catalog)
+    pages = {language: unspaced(weblab("--lang", language, *path, "--help").stdout) for language in ("en", "ja")}
+    for text in help_texts(COMMANDS[path]) | {"Usage:", "Options"}:
+        assert (unspaced(text) in pages["en"], unspaced(japanese[text]) in pages["ja"]) == (True, True), text
+        assert unspaced(text) not in pages["ja"] or len(text) < 8, text
+    for name, command in getattr(COMMANDS[path], "commands", {}).items():
+        assert name + unspaced(japanese[inspect.cleandoc(command.help)].partition("\n\n")[0]) in pages["ja"]
+    assert "default:" not in pages["ja"]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_help_fits_the_terminal(
+    weblab: CommandLine, language: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for path in COMMANDS:
+        lines = weblab("--lang", language, *path, "--help").stdout.splitlines()
+        assert max(map(wcswidth, lines[1:])) <= columns
+        assert not [line for line in lines if line.strip()[:1] in tuple("、。」)ーっ")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["no-such"], "'no-such' というコマンドはありません。"),
+        (["chatt"], "'chatt' というコマンドはありません。もしかして: 'chat'"),
+        (["generate", "--no-such", "x"], "--no-such というオプションはありません。似たもの: --n-ctx"),
+        (["generate", "--qqq", "x"], "--qqq というオプションはありません。"),
+        (["generate", "a", "b"], "余分な引数があります: b"),
+        (["generate", "--stop"], "オプション '--stop' には値が必要です。"),
+        (["generate", "--json=1"], "オプション '--json' に値は指定できません。"),
+        (["generate", "--max-tokens", "0", "x"], "'--max-tokens' の値が正しくありません: 1 以上でなければなりません。"),
+        (["generate", "--top-p", "2", "x"], "'--top-p' の値が正しくありません: 1 以下でなければなりません。"),
+        (["generate", "--top-k", "viele", "x"], "'--top-k' の値が正しくありません: 整数でなければなりません。"),
+        (["generate", "--top-p", "viel", "x"], "'--top-p' の値が正しくありません: 数値でなければなりません。"),
+        (["generate", "--kv-type", "q2", "x"], "'q2' は 'f16', 'q8_0', 'q4_0' のどれでもありません。"),
+        (["models", "use"], "引数 'name' がありません。"),
+    ],
+)
+def test_a_wrong_command_line_is_explained_in_japanese(weblab: CommandLine, arguments: list[str], said: str) -> None:
+    done = weblab("--lang", "ja", *arguments)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].endswith(said)
+    assert not re.search("Usage|Try|Error|Invalid", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help"], "モデルと対話します。"),
         (["models"], "にはまだモデルがありません。"),
         (["generate", "--model", "no-such-model", "x"], NO_MODEL[1]),
         (["generate", "--model", "demo", " "], "指示が空です。"),

@@ -316,15 +316,67 @@ def test_the_command_fails_for_one_spoiled_file_and_says_which(
     assert "blk.1.ffn_up.bias" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_without_files_those_in_the_store_are_meant(tmp_path: Path, demo_checkpoint: Path, demo_f16: Path) -> None:
+def test_texts_of_the_user_are_compared_too_and_told_apart(
+    tmp_path: Path, demo_checkpoint: Path, demo_mixtures: Mapping[str, Path]
+) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("An owl sat in the old oak.\n\n古いかしの木に、ふくろうが一羽とまっていた。\n", encoding="utf-8")
+    options = ["--max-tokens", "600", "--continuations", "0"]
+    files: list[str | Path] = ["--texts", mine, "--json", tmp_path / "report.json"]
+    found = run_verify(demo_checkpoint, demo_mixtures["Q8_0"], *options, *files, home=tmp_path / "home")
+    assert found.returncode == 0, found.stderr
+    groups = json.loads((tmp_path / "report.json").read_text())["files"][0]["groups"]
+    pieces = [reference.encode(piece.strip()) for piece in mine.read_text(encoding="utf-8").split("\n\n")]
+    assert groups["from mine.txt"]["n_tokens"] == sum(map(len, pieces))
+    assert groups["all"]["n_tokens"] == groups["ja"]["n_tokens"] + groups["en"]["n_tokens"] > sum(map(len, pieces))
+    assert "| from mine.txt " in found.stdout
+
+
+@pytest.mark.usefixtures("test_data")
+def test_the_test_datas_questions_are_compared_too(
+    tmp_path: Path, demo_checkpoint: Path, demo_mixtures: Mapping[str, Path]
+) -> None:
+    options = ["--max-tokens", "600", "--continuations", "0", "--json"]
+    report = tmp_path / "report.json"
+    found = run_verify(demo_checkpoint, demo_mixtures["Q8_0"], *options, report, home=tmp_path / "home")
+    assert found.returncode == 0, found.stderr
+    groups = json.loads(report.read_text())["files"][0]["groups"]
+    assert groups["from JSQuAD"]["n_tokens"] == groups["from JCommonsenseQA"]["n_tokens"] == 100
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_of_a_folder_those_that_were_made_from_the_checkpoint_are_meant(
+    tmp_path: Path, demo_checkpoint: Path, demo_f16: Path, given: bool
+) -> None:
+    """Without files the folder is the store."""
     models = tmp_path / "home" / "models"
     models.mkdir(parents=True)
-    shutil.copyfile(demo_f16, models / demo_f16.name)
-    shutil.copyfile(demo_f16, models / "other-F16.gguf")
-    found = run_verify(demo_checkpoint, "--max-tokens", "0", home=tmp_path / "home")
+    for name in (demo_f16.name, "other-F16.gguf", demo_f16.name.replace("-F16", "-v2-F16")):
+        shutil.copyfile(demo_f16, models / name)
+    found = run_verify(demo_checkpoint, *([models] if given else []), "--max-tokens", "0", home=tmp_path / "home")
     assert found.returncode == 0, found.stderr
     assert f"{demo_f16.name} passes" in found.stdout
-    assert "other-F16" not in found.stdout
+    assert found.stdout.count(".gguf passes") == 1
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, demo_checkpoint: Path, demo_f16: Path
+) -> None:
+    arguments = [demo_checkpoint, demo_f16, "--html", tmp_path / "missing" / "report.html"]
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert found.stderr.startswith(f"verify: There is no folder {tmp_path / 'missing'}")
+
+
+def test_files_with_an_importance_matrix_are_told_apart(tmp_path: Path, demo_checkpoint: Path) -> None:
+    (plain,) = converted(demo_checkpoint, tmp_path / "plain", "Q4_0")
+    (weighted,) = converted(demo_checkpoint, tmp_path / "weighted", "Q4_0", imatrix="auto")
+    options = Options(max_tokens=100, n_continuations=0)
+    kept = tmp_path / "kept"
+    found = verify_files(open_checkpoint(demo_checkpoint), [plain, weighted], verification(), kept, options)
+    assert {file.mixture: file.check.path for file in found.files} == {"Q4_0": plain, "Q4_0, imatrix": weighted}
+    assert [file.limit for file in found.files] == [KL_LIMITS["Q4_0"]] * 2
+    assert ">Q4_0, imatrix</text>" in as_html(found)
 
 
 @pytest.mark.parametrize("wrong", ["checkpoint", "texts", "store"])

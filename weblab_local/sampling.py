@@ -31,6 +31,10 @@ MAX_TOP_K = 2**31 - 1
 MAX_BIAS = 1e6
 MAX_NESTING = 200
 """llama.cpp's grammar parser calls itself for every parenthesis; some thousands overflow the thread's stack."""
+MAX_RULES = 500
+"""Of a grammar: llama.cpp follows them by recursion, and compares all places where an answer can be with each other."""
+MAX_REPETITIONS = 2000
+"""Of one repetition, with those inside of it: ((x{9}){9}){9} are 729."""
 _NO_PARENTHESES = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
 """Literals, character classes and comments of a GBNF grammar: parentheses in them nest nothing."""
 
@@ -108,6 +112,7 @@ class SamplingParams:
                     value=self.json_schema
                 )
             )
+        self.gbnf()
 
     @property
     def is_greedy(self) -> bool:
@@ -118,13 +123,11 @@ class SamplingParams:
         """The grammar that the answer follows, None for free text. SamplingError for a schema that has none."""
         if self.json_schema is None:
             return self.grammar
-        from llama_cpp.llama_grammar import JSON_GBNF, json_schema_to_gbnf
+        from weblab_local import json_schema
 
-        if not self.json_schema:
-            return str(JSON_GBNF)
         try:
-            return str(json_schema_to_gbnf(json.dumps(dict(self.json_schema))))
-        except Exception as error:  # the library raises whatever it stumbles over
+            return json_schema.grammar(json.dumps(dict(self.json_schema), allow_nan=False))
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
             raise SamplingError(
                 _("The JSON schema cannot be turned into a grammar: {error}").format(error=error)
             ) from None
@@ -158,12 +161,46 @@ def _check_grammar(grammar: object) -> None:
         )
     if "\0" in grammar or any("\ud800" <= character <= "\udfff" for character in grammar):
         raise SamplingError(_("The grammar holds a null character or half of a surrogate pair, which UTF-8 cannot."))
-    steps = ({"(": 1, ")": -1}.get(character, 0) for character in _NO_PARENTHESES.sub("", grammar))
+    text = _NO_PARENTHESES.sub("", grammar)
+    steps = ({"(": 1, ")": -1}.get(character, 0) for character in text)
     deepest = max(accumulate(steps), default=0)
     if deepest > MAX_NESTING:
         raise SamplingError(
             _("The grammar nests {n} parentheses; at most {most} can be read.").format(n=deepest, most=MAX_NESTING)
         )
+    rules = text.count("::=")
+    if rules > MAX_RULES:
+        raise SamplingError(_("The grammar has {n} rules; at most {most} can be read.").format(n=rules, most=MAX_RULES))
+    repetitions = _most_repetitions(text)
+    if repetitions > MAX_REPETITIONS:
+        raise SamplingError(
+            _("The grammar repeats something {n} times; at most {most} can be read.").format(
+                n=repetitions, most=MAX_REPETITIONS
+            )
+        )
+
+
+def _most_repetitions(grammar: str) -> int:
+    """The largest product of the numbers in {...} that apply to the same thing, one inside of the other."""
+    groups, closed, most = [1], 1, 1
+    for step, least, greatest in re.findall(r"([()])|\{(\d*)(?:,(\d*))?\}|[^\s(){}]", grammar):
+        if step == "(":
+            groups.append(1)
+            closed = 1
+        elif step == ")":
+            closed = groups.pop() if len(groups) > 1 else 1
+            groups[-1] = max(groups[-1], closed)
+        elif least or greatest:
+            if len(least + greatest) > 9 or (greatest and int(least or 0) > int(greatest)):
+                raise SamplingError(
+                    _("The grammar repeats something {least} to {most} times.").format(least=least, most=greatest)
+                )
+            closed *= max(int(least or 1), int(greatest or 1), 1)
+            groups[-1] = max(groups[-1], closed)
+            most = max(most, closed)
+        else:
+            closed = 1
+    return most
 
 
 class Sampler:

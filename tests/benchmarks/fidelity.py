@@ -25,8 +25,7 @@ def row(file: FileReport) -> str:
     """A line of the table."""
     ja, en = (f"{file.groups[language].mean_kl:.6f}" for language in ("ja", "en"))
     top1 = f"{file.groups['all'].top1_agreement:.2%}"
-    name = file.name.removesuffix(".gguf").rpartition("-")[2] if "imatrix" not in file.name else "Q4_K_M, imatrix"
-    return f"| {name} | {file.check.size / 1e6:.2f} MB | {ja} | {en} | {top1} |"
+    return f"| {file.mixture} | {file.check.size / 1e6:.2f} MB | {ja} | {en} | {top1} |"
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
 
 CHECKPOINT is the demo by default; one of weblab-10b's shapes is made in a minute:
     python -m tests.benchmarks.synthetic build/full
-The log-probabilities of texts of random token ids are computed and written as `convert.reference.log_probabilities`
+The log-probabilities of texts of random token ids are computed and written as `convert.log_probabilities`
 does, with a state after each layer. The shards are dropped from the page cache before. What is written is deleted.
 """
 
@@ -23,8 +23,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from convert.checkpoint import open_checkpoint
+from convert.log_probabilities import log_probabilities
 from convert.progress import shown
-from convert.reference import log_probabilities
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 ids = np.random.default_rng(0).integers(0, checkpoint.config["vocab_size"], (int(sys.argv[2]), int(sys.argv[3])))
 with shown("reference") as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def test_low_disk_holds_one_shard_at_a_time_and_gives_the_same_file(
     assert user.cache == {}
     assert made.read_bytes() == converted.gguf.read_bytes()
     assert source(made)["shards"] == hashes(tiny)
+
+
+def test_low_disk_leaves_nothing_to_compare_with_and_says_so(hub: Hub, user: User, tiny: Path) -> None:
+    hub.add(TINY, tiny)
+    done = user.convert(hub, "--low-disk", VERIFY="")
+    assert done.returncode == 0, done.stderr
+    assert "The result is not compared with the checkpoint: --low-disk keeps none of it." in done.stderr
+    assert json.loads((user.output / OUTPUT).with_suffix(".json").read_text())["verification"] is None
 
 
 def test_low_disk_takes_what_is_in_the_cache_and_leaves_it_there(

@@ -85,6 +85,15 @@ def test_what_cannot_be_compared_is_kept(
     )
 
 
+def test_what_cannot_be_compared_for_want_of_a_place_is_kept(
+    demo_checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("WEBLAB_LOCAL_HOME", str(tmp_path / "file"))
+    (path,) = converted(demo_checkpoint, folder, "Q8_0")
+    assert verification_of(path) is None
+
+
 def test_it_can_be_left_out(
     demo_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from weblab_local.cli import options as o
+from weblab_local.cli.help import Commands
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import Language, use
 
-app = typer.Typer(
+app = Commands(
     name="weblab-local",
     add_completion=False,
     no_args_is_help=True,
@@ -22,11 +23,20 @@ app = typer.Typer(
 )
 
 
+def _speak(lang: Language | None) -> Language | None:
+    use(lang)
+    return lang
+
+
 @app.callback()
 def _main(
-    lang: Annotated[Language | None, typer.Option(help="What the program speaks.", show_default="the system's")] = None,
+    lang: Annotated[
+        Language | None,
+        # Eager: before the help is shown, which is in that language too.
+        typer.Option(help="What the program speaks.", show_default="the system's", is_eager=True, callback=_speak),
+    ] = None,
 ) -> None:
-    use(lang)
+    pass
 
 
 @app.command()
@@ -251,7 +261,7 @@ def evaluate(
     run(compare or [model], evaluation, Runtime(parallel, n_gpu_layers, threads, kv_type, rpc))
 
 
-models_app = typer.Typer(help="The store: list it, verify, choose, import, remove.", no_args_is_help=False)
+models_app = Commands(help="The store: list it, verify, choose, import, remove.", no_args_is_help=False)
 app.add_typer(models_app, name="models")
 
 
@@ -302,6 +312,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a pipe in cp932 or cp1252 does not have every character
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is refused with its reason, later
+    use(None)
     try:
         app()
     except (WeblabError, OSError) as error:

@@ -59,8 +59,7 @@ def run(options: Options, load: Callable[[], Engine]) -> None:
         timeout=options.timeout,
     )
     if options.log:
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
-        logging.getLogger("weblab_local.server").setLevel(logging.INFO)
+        _log_to_stderr()
     with listen(config) as listener, load() as engine:
         server = Server(engine, config, listener)
         if watch is not None:
@@ -68,6 +67,15 @@ def run(options: Options, load: Callable[[], Engine]) -> None:
             server.run(lambda: announce(server.port, keys[0], engine.path.stem))
         else:
             server.run(lambda: _greet(engine, options.host, server.port))
+
+
+def _log_to_stderr() -> None:
+    """The server's own lines, and no other's: those of llama.cpp may quote a grammar."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("weblab_local.server")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def _keys(options: Options) -> list[str]:

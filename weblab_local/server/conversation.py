@@ -18,7 +18,7 @@ REMEMBERED = 1024
 """Answers whose ids are kept."""
 
 LEAST_ROOM = 16
-"""Tokens of answer that a conversation has to leave room for when its request names no number."""
+"""Tokens that there has to be room for at least, if the answer may have so many."""
 
 
 class AnswerMemory:
@@ -65,12 +65,31 @@ class Conversation:
         ]
         self.instruction = texts[-1][1]
         self._session = ChatSession(engine, system, turns=turns)
-        self.max_tokens = max_tokens or _room(self._session, self.instruction)
-        self.ids, dropped = self._session.fit(self.instruction, self.max_tokens)
+        self.max_tokens = max_tokens or DEFAULT_MAX_TOKENS
+        self.ids, dropped = self._session.fit(self.instruction, self._reserve())
         n_dropped_turns = 2 * len(dropped)
         kept_texts = len(texts) - n_dropped_turns
         self.dropped_messages = len(talk) - _n_messages(talk, kept_texts)
         """The oldest messages that were left out, the system message not counted."""
+
+    def _reserve(self) -> int:
+        """Tokens to keep free for the answer: what is asked for, but no more than half of the context for that.
+
+        Clients ask for thousands as a matter of course; the conversation would be gone. Raises PromptTooLong.
+        """
+        engine = self._session.engine
+        context = engine.longest_sequence
+        alone = len(ChatSession(engine, self._session.system).prompt_ids(self.instruction))
+        room = context - alone
+        least = min(self.max_tokens, LEAST_ROOM)
+        if room < least:
+            raise PromptTooLong(
+                _("The last message has {n} tokens with its template; the context holds {context}.").format(
+                    n=alone, context=context
+                ),
+                _("Shorten it."),
+            )
+        return min(self.max_tokens, context // 2, room)
 
     def remember(self, answer: Completion) -> None:
         """Keep the ids of an answer, for the requests that send it back."""
@@ -113,18 +132,3 @@ def _n_messages(talk: Sequence[Message], n_groups: int) -> int:
     """How many messages the last `n_groups` runs of one role have."""
     groups = [len(list(group)) for _, group in groupby(talk, _role)]
     return sum(groups[len(groups) - n_groups :])
-
-
-def _room(session: ChatSession, instruction: str) -> int:
-    """Tokens for an answer whose request names no number: the usual many, or what the instruction alone leaves."""
-    context = session.engine.longest_sequence
-    alone = len(ChatSession(session.engine, session.system).prompt_ids(instruction))
-    room = context - alone
-    if room < LEAST_ROOM:
-        raise PromptTooLong(
-            _("The last message has {n} tokens with its template; the context holds {context}.").format(
-                n=alone, context=context
-            ),
-            _("Shorten it."),
-        )
-    return min(DEFAULT_MAX_TOKENS, room)

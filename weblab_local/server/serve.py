@@ -1,6 +1,5 @@
 """From an engine and settings to a server that listens, until it is told to end."""
 
-import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -57,6 +56,7 @@ class Server:
                 create_app(engine, config),
                 access_log=False,
                 log_config=None,
+                log_level="critical",  # its messages quote what was sent
                 lifespan="off",
                 ws="none",
                 proxy_headers=False,
@@ -69,7 +69,6 @@ class Server:
     def run(self, on_ready: Callable[[], None]) -> None:
         """Answer requests until `stop`, Ctrl-C or SIGTERM. `on_ready` is called when the first can come."""
         self._uvicorn.on_ready = on_ready
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it quotes what it was sent
         self._uvicorn.run(sockets=[self._listener])
 
     def stop(self) -> None:

@@ -1,0 +1,166 @@
+"""Requests that cannot be answered: OpenAI's error object with a name, never a 5xx, never a silent guess."""
+
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from tests.engines import PAIRS
+from tests.server.support import Running, serving, user
+from weblab_local.engine import Engine
+
+CHAT = "/v1/chat/completions"
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+
+
+def error(server: Running, body: Any, path: str = CHAT) -> tuple[int, dict[str, Any]]:
+    """The status and the error object that a body gets; bytes are sent as they are."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with server.http as http:
+        response = http.post(path, content=content, headers={"Content-Type": "application/json"})
+    found = response.json()["error"]
+    assert found.keys() == {"message", "type", "param", "code"}
+    return response.status_code, found
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [TOOL]),
+        ("tool_choice", "auto"),
+        ("functions", []),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("modalities", ["text", "audio"]),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("reasoning_effort", "low"),
+        ("web_search_options", {}),
+        ("parallel_tool_calls", True),
+        ("store", True),
+        ("no_such_field", 1),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(server: Running, field: str, value: Any) -> None:
+    status, found = error(server, {"messages": user("x"), field: value})
+    assert (status, found["code"], found["param"]) == (400, "unsupported_parameter", field)
+    assert field in found["message"]
+
+
+def test_a_null_is_as_good_as_nothing(server: Running) -> None:
+    body = {"messages": user(PAIRS[0].instruction), "temperature": 0, "tools": None, "stop": None, "seed": None}
+    with server.http as http:
+        done = http.post(CHAT, json=body).json()
+    assert done["choices"][0]["message"]["content"] == PAIRS[0].response
+
+
+@pytest.mark.parametrize(
+    ("messages", "param", "word"),
+    [
+        ([], "messages", ""),
+        ("x", "messages", ""),
+        ([{"role": "user"}], "messages.0.content", ""),
+        ([{"role": "tool", "content": "x"}], "messages.0.role", ""),
+        ([{"role": "user", "content": "x", "name": "y"}], "messages.0.name", "name"),
+        ([{"role": "user", "content": [IMAGE]}], "messages.0.content", "image_url"),
+        ([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}], "messages.0.content", "audio"),
+        ([{"role": "user", "content": 5}], "messages", ""),
+        ([{"role": "user", "content": ""}], "messages", "empty"),
+        ([{"role": "system", "content": "x"}], "messages", "user"),
+        (user("x", "y"), "messages", "user"),
+        ([{"role": "assistant", "content": "x"}, *user("y")], "messages", "user"),
+        ([*user("x"), {"role": "system", "content": "y"}, *user("z")], "messages.1.role", "system"),
+    ],
+)
+def test_messages_that_are_no_conversation(server: Running, messages: Any, param: str, word: str) -> None:
+    status, found = error(server, {"messages": messages})
+    assert (status, found["type"]) == (400, "invalid_request_error")
+    assert found["param"].startswith(param)
+    assert word in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", "0.7"),
+        ("top_p", 1.5),
+        ("n", 0),
+        ("n", 10**9),
+        ("max_tokens", 0),
+        ("max_tokens", 10**30),
+        ("seed", 10**30),
+        ("seed", True),
+        ("stop", [""]),
+        ("stop", ["x"] * 17),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"99999": 1}),
+        ("logit_bias", {"5": 1e300}),
+        ("top_logprobs", 3),
+        ("stream_options", {"include_usage": True}),
+        ("response_format", {"type": "xml"}),
+        ("response_format", {"type": "json_schema"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}),
+        ("grammar", "this is no grammar"),
+        ("grammar", "root ::= " + "(" * 500 + '"a"' + ")" * 500),
+        ("messages", user("half a surrogate pair: \ud800")),
+        ("model", "\ud800"),
+    ],
+)
+def test_values_that_make_no_sense(server: Running, field: str, value: Any) -> None:
+    status, found = error(server, {"messages": user("x"), field: value})
+    assert (status, found["type"]) in ((400, "invalid_request_error"), (404, "invalid_request_error"))
+    assert found["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"5",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        b'{"messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
+        b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 5000 + b"}",
+        b'{"messages": ' + b"[" * 20000 + b"]" * 20000 + b"}",
+    ],
+    ids=["nothing", "cut", "a list", "null", "a number", "a text", "no UTF-8", "NaN", "infinity", "digits", "deep"],
+)
+def test_bodies_that_are_no_request(server: Running, body: bytes) -> None:
+    status, found = error(server, body)
+    assert (status, found["type"]) == (400, "invalid_request_error")
+
+
+def test_a_body_that_is_too_large(engine: Engine) -> None:
+    with serving(engine, max_body=2000) as small:
+        assert error(small, {"messages": user("x" * 2000)})[0] == 413
+
+        def pieces() -> Any:
+            for _ in range(100):
+                yield b" " * 100
+
+        with small.http as http:
+            chunked = http.post(CHAT, content=pieces(), headers={"Content-Type": "application/json"})
+        assert (chunked.status_code, chunked.json()["error"]["code"]) == (413, "body_too_large")
+        assert error(small, {"messages": []})[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405), ("POST", "/", 405), ("GET", "/docs", 404)],
+)
+def test_addresses_that_are_none(server: Running, method: str, path: str, status: int) -> None:
+    with server.http as http:
+        response = http.request(method, path)
+    assert response.status_code == status
+    assert response.json()["error"]["code"] in ("not_found", "method_not_allowed")
+
+
+def test_the_official_client_raises_its_own_errors(server: Running) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.client.chat.completions.create(model="default", messages=user("x"), temperature=-1)
+    assert (refused.value.param, refused.value.code) == ("temperature", "invalid_value")

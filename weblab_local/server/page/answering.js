@@ -1,0 +1,134 @@
+/** Asking the server, and writing its answer into the conversation as it comes. */
+
+import { ApiError, fetchModel, streamAnswer } from "./api.js";
+import { history, newMessage } from "./conversations.js";
+
+/** @typedef {import("./conversations.js").Conversation} Conversation */
+/** @typedef {import("./conversations.js").Message} Message */
+
+const SAVE_INTERVAL = 1000;
+/** Milliseconds between two saves of a running answer: what there is of it survives the tab. */
+
+/**
+ * @typedef {object} Run An answer on its way.
+ * @property {Message} message
+ * @property {AbortController} controller
+ * @property {{ done: number, total: number } | null} progress tokens of the prompt that were read
+ * @property {Message[]} sent
+ */
+
+/**
+ * Answers, at most one in each conversation. Events, with the conversation as `detail`: "start", "progress" (text or
+ * prompt), "end"; and "model", when the server has said what model it has.
+ */
+export class Answering extends EventTarget {
+  /** @param {import("./settings.js").Settings} settings */
+  constructor(settings) {
+    super();
+    /** @type {import("./conversations.js").Conversations | null} where answers are saved */
+    this.conversations = null;
+    /** @type {import("./api.js").Model | null} */
+    this.model = null;
+    /** @type {Map<Conversation, Run>} */
+    this.runs = new Map();
+    this.settings = settings;
+  }
+
+  /** Ask the server for its model. Throws ApiError. */
+  async connect() {
+    this.model = await fetchModel();
+    this.dispatchEvent(new Event("model"));
+  }
+
+  /**
+   * Answer the question that a conversation ends with. Resolves when the answer has ended, in whatever way.
+   * @param {Conversation} conversation
+   */
+  async answer(conversation) {
+    const sent = history(conversation);
+    const run = { message: newMessage("assistant", ""), controller: new AbortController(), progress: null, sent };
+    conversation.messages.push(run.message);
+    conversation.system = this.settings.values.system;
+    conversation.updated = Date.now();
+    this.runs.set(conversation, run);
+    this.#tell("start", conversation);
+    this.conversations.save(conversation);
+    const message = run.message;
+    try {
+      await this.#stream(conversation, run);
+      message.finish ??= "stop";
+    } catch (error) {
+      if (run.controller.signal.aborted) message.finish = "stopped";
+      else {
+        const { kind, message: said, retryAfter } = error instanceof ApiError ? error : new ApiError("server", String(error));
+        message.finish = "error";
+        message.error = { kind, message: said, retryAt: Date.now() + retryAfter * 1000 };
+      }
+    }
+    conversation.updated = Date.now();
+    this.runs.delete(conversation);
+    this.#tell("end", conversation);
+    if (this.conversations.all.has(conversation.id)) this.conversations.save(conversation);
+  }
+
+  /** @param {Conversation} conversation */
+  stop(conversation) {
+    this.runs.get(conversation)?.controller.abort();
+  }
+
+  /**
+   * @param {Conversation} conversation
+   * @param {Run} run
+   */
+  async #stream(conversation, run) {
+    if (this.model === null) await this.connect();
+    const system = conversation.system.trim() === "" ? [] : [{ role: "system", content: conversation.system }];
+    const messages = [...system, ...run.sent.map(({ role, content }) => ({ role, content }))];
+    let saved = Date.now();
+    for await (const chunk of streamAnswer({ messages, ...this.settings.request() }, run.controller.signal)) {
+      if (run.controller.signal.aborted) throw run.controller.signal.reason;
+      this.#take(conversation, run, chunk);
+      this.#tell("progress", conversation);
+      if (Date.now() - saved > SAVE_INTERVAL) {
+        this.conversations.save(conversation);
+        saved = Date.now();
+      }
+    }
+  }
+
+  /**
+   * @param {Conversation} conversation
+   * @param {Run} run
+   * @param {any} chunk
+   */
+  #take(conversation, run, chunk) {
+    const { message } = run;
+    const choice = chunk.choices?.[0];
+    message.model = chunk.model;
+    if (chunk.progress) run.progress = chunk.progress;
+    if (choice?.delta?.content) message.content += choice.delta.content;
+    if (choice?.finish_reason) message.finish = choice.finish_reason;
+    if (Number.isInteger(chunk.weblab?.dropped_messages)) {
+      const dropped = chunk.weblab.dropped_messages;
+      conversation.contextStart = dropped > 0 ? (run.sent[dropped]?.id ?? null) : null;
+    }
+    if (chunk.weblab?.timed_out) message.finish = "timeout";
+    if (chunk.weblab?.generation_speed !== undefined) {
+      const { generation_speed: speed, prompt_speed: promptSpeed, time_to_first_token: firstToken } = chunk.weblab;
+      message.stats = { speed, promptSpeed, firstToken, tokens: 0 };
+    }
+    if (chunk.usage) {
+      const { prompt_tokens: prompt, completion_tokens: answer, prompt_tokens_details: details } = chunk.usage;
+      conversation.usage = { prompt, answer, cached: details?.cached_tokens ?? 0 };
+      if (message.stats) message.stats.tokens = answer;
+    }
+  }
+
+  /**
+   * @param {string} event
+   * @param {Conversation} conversation
+   */
+  #tell(event, conversation) {
+    this.dispatchEvent(new CustomEvent(event, { detail: conversation }));
+  }
+}
