@@ -221,42 +221,45 @@ class Scheduler:
                 if not self._waiting:
                     return
                 request = self._waiting[0]
-                if not self._make_room(request):
+                sequence = self._make_room(request)
+                if sequence is None:
                     return
                 self._waiting.popleft()
-            self._begin(request)
+            self._begin(request, sequence)
 
-    def _make_room(self, request: Request) -> bool:
-        """Forget what idle sequences hold, the longest unused first, until the request fits. False if it cannot yet."""
+    def _make_room(self, request: Request) -> KvSequence | None:
+        """The idle sequence for a request, when there is room for all that it may need; None if there is not yet.
+
+        What the other idle sequences hold is forgotten for that, the longest unused first.
+        """
         reserved = sum(active.request.cells for active in self._active) + request.cells
         if reserved > self._n_ctx:
-            return False
-        reuse, _ = self._best_idle(request.prompt)
-        idle = sorted((s for s in self._idle() if s is not reuse), key=lambda sequence: sequence.last_used)
+            return None
+        chosen = self._best_idle(request.prompt)
+        idle = sorted((s for s in self._idle() if s is not chosen), key=lambda sequence: sequence.last_used)
         while idle and reserved + sum(len(sequence.tokens) for sequence in idle) > self._n_ctx:
             self._forget(idle.pop(0))
-        return True
+        return chosen
 
     def _idle(self) -> list[KvSequence]:
         busy = {active.sequence.index for active in self._active}
         return [sequence for sequence in self._sequences if sequence.index not in busy]
 
-    def _best_idle(self, prompt: Sequence[int]) -> tuple[KvSequence, int]:
-        """The idle sequence to go on with, and how much of `prompt` it has.
+    def _best_idle(self, prompt: Sequence[int]) -> KvSequence:
+        """The idle sequence to go on with.
 
-        That is the one that has most of it, unless it would lose more than it keeps: another conversation that begins
-        alike can share that with the sequence longest unused, and stay.
+        That is the one that has most of `prompt`, unless it would lose more than it keeps: another conversation that
+        begins alike can share that with the sequence longest unused, and stay.
         """
         common = [(common_prefix(sequence.tokens, prompt), sequence) for sequence in self._idle()]
         length, sequence = max(common, key=lambda pair: pair[0])
         if 2 * length < len(sequence.tokens):
-            length, sequence = min(common, key=lambda pair: (bool(pair[1].tokens), pair[1].last_used))
-        return sequence, length
+            _length, sequence = min(common, key=lambda pair: (bool(pair[1].tokens), pair[1].last_used))
+        return sequence
 
-    def _begin(self, request: Request) -> None:
+    def _begin(self, request: Request, sequence: KvSequence) -> None:
         prompt = request.prompt
-        sequence, own = self._best_idle(prompt)
-        own = min(own, request.first_logits)
+        own = min(common_prefix(sequence.tokens, prompt), request.first_logits)
         donor = max(self._sequences, key=lambda other: common_prefix(other.tokens, prompt))
         shared = min(common_prefix(donor.tokens, prompt), request.first_logits)
         if shared > own and donor is not sequence:
