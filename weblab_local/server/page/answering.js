@@ -58,7 +58,7 @@ export class Answering extends EventTarget {
       await this.#stream(conversation, run);
       message.finish ??= "stop";
     } catch (error) {
-      if (run.controller.signal.aborted) message.finish = "stopped";
+      if (run.controller.signal.aborted) message.finish ??= "stopped";
       else {
         const { kind, message: said, retryAfter } = error instanceof ApiError ? error : new ApiError("server", String(error));
         message.finish = "error";
@@ -74,6 +74,15 @@ export class Answering extends EventTarget {
   /** @param {Conversation} conversation */
   stop(conversation) {
     this.runs.get(conversation)?.controller.abort();
+  }
+
+  /** End all answers and keep what there is of them: the page is about to go. */
+  leave() {
+    for (const [conversation, { message, controller }] of this.runs) {
+      message.finish ??= "interrupted";
+      controller.abort();
+      this.conversations.save(conversation);
+    }
   }
 
   /**

@@ -180,6 +180,7 @@ function showModel() {
   const line = model ? [h("strong", {}, model.id), h("span", {}, licenceText(model))] : [];
   if (model?.attribution.includes(model.owned_by)) line.push(h("span", {}, model.owned_by)); // else nobody is known
   byId("model").replaceChildren(...(trouble ? [h("span", { class: "trouble" }, failureTexts(trouble.kind).title)] : line));
+  byId("model").hidden = !trouble && !model;
   byId("base-model").hidden = model?.instruction_tuned !== false;
   const isLocal = ["127.0.0.1", "localhost", "[::1]"].includes(location.hostname);
   byId("welcome-where").textContent = isLocal ? t("welcomeLocal") : t("welcomeRemote", { host: location.host });
@@ -243,9 +244,7 @@ addEventListener("hashchange", () => {
 addEventListener("focus", () => {
   if (trouble?.kind === "unreachable") connect();
 });
-addEventListener("pagehide", () => {
-  for (const conversation of answering.runs.keys()) conversations.save(conversation);
-});
+addEventListener("pagehide", () => answering.leave());
 listenForShortcuts({
   stop: () => {
     if (sidebar.isDrawerOpen) sidebar.closeDrawer();
