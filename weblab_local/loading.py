@@ -7,7 +7,7 @@ from typing import Literal
 
 from weblab_local import llama_log
 from weblab_local.devices import list_devices, ram
-from weblab_local.engine import DEFAULT_N_CTX, Engine, KvType
+from weblab_local.engine import DEFAULT_N_CTX, Engine, KvType, require_kv_type
 from weblab_local.errors import NotEnoughMemory
 from weblab_local.gguf_header import read_header, require_gptneox
 from weblab_local.i18n import _
@@ -36,6 +36,7 @@ def plan(
     rpc: Sequence[str] = (),
 ) -> Plan:
     """What `load` would do with the GGUF at `path` here and now, without reading its weights. Raises what it raises."""
+    require_kv_type(kv_type)
     header = read_header(path)
     require_gptneox(header)
     devices = list_devices(register(rpc) if rpc else ())
