@@ -120,7 +120,7 @@ def load(
 
 def _cache_choices(n_ctx: int | None, kv_type: KvType | None, choice: Choice) -> list[tuple[int, KvType]]:
     """Context and KV type as they are wanted, then what else may be tried because nobody asked for them."""
-    wanted = n_ctx or DEFAULT_N_CTX
+    wanted = DEFAULT_N_CTX if n_ctx is None else n_ctx
     smaller: KvType = choice.kv_type
     if kv_type is None and choice.kv_type == "f16" and choice.flash_attention is not False:
         smaller = "q8_0"
