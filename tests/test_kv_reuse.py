@@ -135,7 +135,7 @@ def test_the_answers_are_transformers() -> None:
 def test_random_work_gives_transformers_answers(n_parallel: int, n_ctx: int, seed: int) -> None:
     with engine_of(n_parallel, n_ctx=n_ctx) as engine:
         work = Workload(engine, seed)
-        for _ in range(120):
+        for _ in range(250):
             work.step()
             check_cells(engine)
         while work.running:
