@@ -250,7 +250,7 @@ def test_markup_stays_text(visit: Visit) -> None:
 def test_the_view_follows_only_who_is_at_the_end(visit: Visit) -> None:
     texts = [text for pair in PAIRS[:200] for text in (pair.instruction, pair.response)]
     chat = visit(stored=conversation("Hundreds", *texts))
-    chat.endless()
+    chat.endless(bytes_per_second=10_000)
     chat.conversations.first.click()
     scroller = chat.page.locator("#scroller")
     at_end = "(area) => area.scrollHeight - area.scrollTop - area.clientHeight < 2"
