@@ -52,6 +52,12 @@ class FileCheck:
         """Whether nothing is wrong."""
         return not self.findings
 
+    @property
+    def label(self) -> str:
+        """The mixture's name, with an importance matrix where there is one; the file's where it is none of ours."""
+        name = self.mixture or self.path.stem
+        return f"{name}, imatrix" if self.has_imatrix else name
+
 
 def check_files(
     checkpoint: Checkpoint, paths: Sequence[Path], n_threads: int, progress: Progress | None = None

@@ -19,29 +19,24 @@ N_COLOURS = 8
 
 @dataclass(frozen=True)
 class _Axis:
-    """A range of values drawn between two pixels, on a logarithmic scale or a linear one."""
+    """A range of values drawn between two pixels, on a logarithmic scale."""
 
     low: float
     high: float
     start: float
     stop: float
-    is_log: bool
 
     def at(self, value: float) -> float:
         """The pixel of `value`."""
-        low, high, value = (
-            (math.log10(self.low), math.log10(self.high), math.log10(max(value, self.low)))
-            if self.is_log
-            else (self.low, self.high, value)
-        )
-        return self.start + (value - low) / (high - low) * (self.stop - self.start)
+        share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+        return self.start + share * (self.stop - self.start)
 
 
 def by_position(files: Sequence[FileReport]) -> str:
     """A line for each file: mean KL divergence over the position in the text, both logarithmic."""
     y = _kl_axis([p.mean_kl for file in files for p in file.positions])
     longest = max((p.stop for file in files for p in file.positions), default=2)
-    x = _Axis(1, max(longest, 2), _LEFT, WIDTH - _RIGHT, True)
+    x = _Axis(1, max(longest, 2), _LEFT, WIDTH - _RIGHT)
     parts = _grid(y) + _x_ticks(x, [1 << power for power in range(0, 12, 2) if 1 << power <= longest], str)
     ends = []
     for number, file in enumerate(files):
@@ -75,14 +70,13 @@ def by_text(files: Sequence[FileReport]) -> str:
 
 
 def by_size(files: Sequence[FileReport]) -> str:
-    """A dot for each file and language: mean KL divergence over the file's size."""
+    """A dot for each file and language: mean KL divergence over the file's size, both logarithmic."""
     values = [file.groups[name].mean_kl for file in files for name in ("ja", "en") if name in file.groups]
     y = _kl_axis(values)
     sizes = [file.check.size for file in files]
     unit, name = (1e9, "GB") if max(sizes) >= 1e9 else (1e6, "MB")
-    margin = 0.06 * (max(sizes) - min(sizes)) or 0.1 * max(sizes)
-    x = _Axis(min(sizes) - margin, max(sizes) + margin, _LEFT, WIDTH - _RIGHT + 60, False)
-    ticks = [min(sizes) + (max(sizes) - min(sizes)) * i / 4 for i in range(5)] if len(set(sizes)) > 1 else sizes[:1]
+    x = _Axis(min(sizes) / 1.06, max(sizes) * 1.06, _LEFT, WIDTH - _RIGHT + 60)
+    ticks = [min(sizes) * (max(sizes) / min(sizes)) ** (i / 4) for i in range(5 if len(set(sizes)) > 1 else 1)]
     parts = _grid(y, WIDTH - _RIGHT + 60) + _x_ticks(x, ticks, lambda size: f"{size / unit:.2f}")
     labels = []
     for file in files:
@@ -108,7 +102,7 @@ def _kl_axis(values: Sequence[float]) -> _Axis:
     finite = [max(value, _LEAST_KL) for value in values if math.isfinite(value)] or [_LEAST_KL]
     low = 10.0 ** math.floor(math.log10(min(finite)))
     high = 10.0 ** math.ceil(math.log10(max(finite)) + 1e-9)
-    return _Axis(low, max(high, 10 * low), HEIGHT - _BOTTOM, _TOP, True)
+    return _Axis(low, max(high, 10 * low), HEIGHT - _BOTTOM, _TOP)
 
 
 def _grid(y: _Axis, right: float = WIDTH - _RIGHT) -> list[str]:
@@ -138,8 +132,8 @@ def _end_labels(ends: Sequence[tuple[float, int, str]]) -> list[str]:
 
 
 def _point_labels(labels: Sequence[tuple[float, float, float, str]]) -> list[str]:
-    """Names of points that reach from `top` to `bottom`: above or below, as near as they overlap no other."""
-    placed: list[tuple[float, float, float]] = []
+    """Names of points that reach from `top` to `bottom`: above or below, as near as they overlap nothing."""
+    placed = [(px, end + 4, 18.0) for px, top, bottom, _ in labels for end in (top, bottom)]  # middle, base line, width
     parts = []
     for px, top, bottom, name in sorted(labels):
         width = 7.2 * len(name)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from convert.checkpoint import Checkpoint
 from convert.errors import CheckpointError, ConversionError
-from convert.forward import Rotary, layer_norm, rotary, run_layer
+from convert.forward import Fork, Rotary, layer_norm, rotary, run_layer
 from convert.gpt_neox import Hyperparameters, hyperparameters
 from convert.reference_state import Finished, StateFile, identity
 from convert.weights import Weights
@@ -47,6 +47,10 @@ one sequence at a time. They are on the device that computes, and not to be chan
 Progress = Callable[[int, int], None]
 """Called with the work that is done and all that was left when this run began, in bytes of the checkpoint: a weight
 counts as two bytes, when all sequences met it, and as its share of them before."""
+
+
+View = tuple[Rotary, torch.Tensor | None]
+"""The angles of a sequence's positions, and what its tokens see where that is not all before them."""
 
 
 @runtime_checkable
@@ -75,6 +79,7 @@ def logits(
     state: Path | None = None,
     progress: Progress | None = None,
     device: str = "auto",
+    forks: Sequence[Fork | None] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """Teacher-forced logits (n_tokens, n_vocab) of each of the `sequences` of token ids, in their order.
 
@@ -82,14 +87,17 @@ def logits(
     same checkpoint and sequences goes on where it ends, and it is removed with the last logits. A file of something
     else, or a damaged one, is replaced. With `state`, an observer has to be a ResumableObserver.
 
+    `forks`: for each sequence where it parts into several, None where it is an ordinary one.
+
     `device`: "cpu", "cuda", "mps" or what else torch.device takes; "auto" is the first GPU that torch sees, else the
     CPU. Raises ConversionError for sequences that the model cannot read and for a device that is not there, at once;
     CheckpointError for a damaged checkpoint and OutputError for a `state` that cannot be written, on the way.
     """
     hparams = hyperparameters(checkpoint.config)
     ids = checked(sequences, hparams)
-    file = _state_file(checkpoint, ids, observer, state)
-    return _logits(checkpoint, hparams, ids, find_device(device), observer, file, _Work(hparams, ids, progress))
+    parted = [None] * len(ids) if forks is None else list(forks)
+    file = _state_file(checkpoint, ids, observer, state, parted)
+    return _logits(checkpoint, hparams, ids, parted, find_device(device), observer, file, _Work(hparams, ids, progress))
 
 
 @torch.inference_mode()
@@ -113,20 +121,27 @@ def observe_layers(
         return
     found = find_device(device)
     with Weights(checkpoint, hparams, found) as weights:
-        _run_layers(weights, hparams, ids, found, observer, file, _Work(hparams, ids, progress, head=False))
+        _run_layers(
+            weights, hparams, ids, [None] * len(ids), found, observer, file, _Work(hparams, ids, progress, head=False)
+        )
     if file is not None:
         file.remove()
 
 
 def _state_file(
-    checkpoint: Checkpoint, ids: Sequence[NDArray[np.int64]], observer: Observer | None, state: Path | None
+    checkpoint: Checkpoint,
+    ids: Sequence[NDArray[np.int64]],
+    observer: Observer | None,
+    state: Path | None,
+    forks: Sequence[Fork | None] = (),
 ) -> StateFile | None:
     if state is None:
         return None
     if observer is not None and not isinstance(observer, ResumableObserver):
         raise TypeError("with a state file, the observer has to be a ResumableObserver")
     kind = None if observer is None else f"{type(observer).__module__}.{type(observer).__qualname__}"
-    return StateFile(state, json.dumps(identity(checkpoint, ids) | {"observer": kind}))
+    parted = {"forks": repr(forks)} if any(forks) else {}
+    return StateFile(state, json.dumps(identity(checkpoint, ids) | {"observer": kind} | parted))
 
 
 def checked(sequences: Sequence[Sequence[int]], hparams: Hyperparameters) -> list[NDArray[np.int64]]:
@@ -191,6 +206,7 @@ def _logits(
     checkpoint: Checkpoint,
     hparams: Hyperparameters,
     ids: Sequence[NDArray[np.int64]],
+    forks: Sequence[Fork | None],
     device: torch.device,
     observer: Observer | None,
     state: StateFile | None,
@@ -199,7 +215,7 @@ def _logits(
     if not ids:
         return
     with Weights(checkpoint, hparams, device) as weights:
-        hidden = _run_layers(weights, hparams, ids, device, observer, state, work)
+        hidden = _run_layers(weights, hparams, ids, forks, device, observer, state, work)
         yield from _run_head(weights, hparams, hidden, observer, work)
     if state is not None:
         state.remove()
@@ -209,6 +225,7 @@ def _run_layers(
     weights: Weights,
     hparams: Hyperparameters,
     ids: Sequence[NDArray[np.int64]],
+    forks: Sequence[Fork | None],
     device: torch.device,
     observer: Observer | None,
     state: StateFile | None,
@@ -228,12 +245,20 @@ def _run_layers(
     ends = list(accumulate(map(len, ids)))
     parts = [hidden[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     angles = rotary(hparams, max(map(len, ids)), device)
+    views = [_view(fork, angles, device) for fork in forks]
     for number in range(first, hparams.num_hidden_layers):
-        _run_one_layer(number, weights, hparams, parts, angles, observer, work)
+        _run_one_layer(number, weights, hparams, parts, views, observer, work)
         if state is not None:
             collected = observer.state_dict() if isinstance(observer, ResumableObserver) else {}
             state.save(Finished(number + 1, hidden.cpu().numpy(), collected))
     return parts
+
+
+def _view(fork: Fork | None, angles: Rotary, device: torch.device) -> View:
+    if fork is None:
+        return angles, None
+    positions = fork.positions().to(device)
+    return Rotary(angles.cos[positions], angles.sin[positions]), fork.mask().to(device)
 
 
 def _run_one_layer(
@@ -241,7 +266,7 @@ def _run_one_layer(
     weights: Weights,
     hparams: Hyperparameters,
     parts: Sequence[torch.Tensor],
-    angles: Rotary,
+    views: Sequence[View],
     observer: Observer | None,
     work: _Work,
 ) -> None:
@@ -252,8 +277,8 @@ def _run_one_layer(
         if observer is not None:
             observer(f"blk.{number}.{name}", inputs)
 
-    for part in parts:
-        part.copy_(run_layer(part, layer, hparams, angles, observe))
+    for part, (angles, mask) in zip(parts, views, strict=True):
+        part.copy_(run_layer(part, layer, hparams, angles, observe, mask))
         if not part.isfinite().all():
             raise _not_finite(f"layer {number}")
         work.add(work.layer, len(part))

@@ -68,10 +68,14 @@ class FileReport:
         return self.check.path.name
 
     @property
+    def title(self) -> str:
+        """The file's name, and whether it was made with an importance matrix."""
+        return f"{self.name} (imatrix)" if self.check.has_imatrix else self.name
+
+    @property
     def mixture(self) -> str:
-        """The mixture's name, with an importance matrix where there is one; the file's where it is none of ours."""
-        name = self.check.mixture or self.check.path.stem
-        return f"{name}, imatrix" if self.check.has_imatrix else name
+        """What it is called in plots and tables."""
+        return self.check.label
 
     @property
     def limit(self) -> float | None:
@@ -181,13 +185,13 @@ def type_rows(file: FileReport) -> list[list[str]]:
 def sentence(file: FileReport) -> str:
     """The verdict on one file in words."""
     if not file.passed:
-        return f"{file.name} FAILS."
+        return f"{file.title} FAILS."
     if "all" not in file.groups:
-        return f"{file.name} passes: it holds the checkpoint's weights, settings and vocabulary."
+        return f"{file.title} passes: it holds the checkpoint's weights, settings and vocabulary."
     mean = file.groups["all"].mean_kl
     own = f" This is {_RUNTIME_ERROR}." if file.check.mixture in UNQUANTIZED else ""
     limit = f"limit {file.limit:g}" if file.limit is not None else "no limit is known for its mixture"
-    return f"{file.name} passes: mean KL {_nats(mean)} ({limit}), {in_words(mean)}.{own}"
+    return f"{file.title} passes: mean KL {_nats(mean)} ({limit}), {in_words(mean)}.{own}"
 
 
 def as_text(report: Report) -> str:

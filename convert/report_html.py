@@ -55,12 +55,12 @@ def as_html(report: Report) -> str:
             _figure("Mean KL divergence by position in the text", plots.by_position(run)),
             _figure("Mean KL divergence of each text", plots.by_text(run)),
             "<h2>All figures</h2>",
-            *(f"<h3>{escape(file.name)}</h3>" + _table(details(file)) for file in run),
+            *(f"<h3>{escape(file.title)}</h3>" + _table(details(file)) for file in run),
         ]
     if any(file.continuations for file in run):
         body += ["<h2>Greedy continuations</h2>", *(_continuations(file) for file in run if file.continuations)]
     body += ["<h2>The files against the checkpoint</h2>"]
-    body += [f"<h3>{escape(file.name)}</h3>" + _table(type_rows(file)) for file in report.files if file.check.types]
+    body += [f"<h3>{escape(file.title)}</h3>" + _table(type_rows(file)) for file in report.files if file.check.types]
     limits = [["mixture", "mean KL that passes"], *([name, f"{limit:g}"] for name, limit in KL_LIMITS.items())]
     words = [["mean KL", "in words"], *([bound, meaning] for bound, meaning in words_table())]
     body += ["<h2>Limits</h2>", f"<p>{escape(LIMITS_IN_WORDS)}</p>", _table(limits), _table(words, "text")]
@@ -90,7 +90,7 @@ def _figure(title: str, svg: str) -> str:
 def _continuations(file: FileReport) -> str:
     rows = [["prompt", "reference", "file", "tokens that are equal"]]
     rows += [[asked(c.prompt), c.reference, c.found, _equal(c)] for c in file.continuations]
-    return f"<h3>{escape(file.name)}</h3>" + _table(rows, "text")
+    return f"<h3>{escape(file.title)}</h3>" + _table(rows, "text")
 
 
 def _equal(c: Continuation) -> str:

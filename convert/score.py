@@ -3,7 +3,8 @@
     python -m convert.score REQUESTS SOURCE [--revision R] [--state FILE]
 
 REQUESTS is a file of JSON lines, {"context": [ids], "continuations": [[ids], ...]}. For each, in their order, one line
-goes to stdout: [[log-likelihood, whether greedy decoding would give it], ...]. Each pass takes as many requests through
+goes to stdout: [[log-likelihood, whether greedy decoding would give it], ...]. A context is computed once for all its
+continuations, where they fit the model's positions together with it. Each pass takes as many requests through
 the layers as PASS_TOKENS allows, and prints what it found before the next begins.
 """
 
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from convert.checkpoint import Checkpoint
 from convert.errors import ConversionError
 from convert.find_checkpoint import find_checkpoint
+from convert.forward import Fork
+from convert.gpt_neox import hyperparameters
 from convert.progress import shown
 from convert.reference import Progress, logits
 from weblab_local.errors import WeblabError
@@ -51,15 +54,39 @@ def score(
 
     `state`: a pass that was interrupted goes on there. Raises as `convert.reference.logits` does.
     """
+    longest = hyperparameters(checkpoint.config).max_position_embeddings
     for group in _passes(requests):
-        sequences = [
-            [*request["context"], *continuation[:-1]] for request in group for continuation in request["continuations"]
-        ]
-        found = logits(checkpoint, sequences, state=state, progress=progress)
+        asked = [part for request in group for part in _sequences(request, longest)]
+        sequences, forks = [ids for ids, _ in asked], [fork for _, fork in asked]
+        found = logits(checkpoint, sequences, state=state, progress=progress, forks=forks)
         for request in group:
-            n_context = len(request["context"])
-            yield [_score(next(found)[n_context - 1 :], continuation) for continuation in request["continuations"]]
+            yield _scores(request, longest, found)
         next(found, None)  # lets the pass end, which removes its state
+
+
+def _sequences(request: Request, longest: int) -> list[tuple[list[int], Fork]]:
+    """The context with all continuations as its branches; with one at a time where the context is too long for that."""
+    context: list[int] = request["context"]
+    branches = [continuation[:-1] for continuation in request["continuations"]]
+    together = len(context) + sum(map(len, branches)) <= longest
+    return [
+        ([*context, *(token for branch in group for token in branch)], Fork(len(context), [len(b) for b in group]))
+        for group in ([branches] if together else [[branch] for branch in branches])
+    ]
+
+
+def _scores(request: Request, longest: int, found: Iterator[NDArray[np.float32]]) -> Scores:
+    """The scores of a request from the logits of its sequences, which are the next that are `found`."""
+    last = len(request["context"]) - 1
+    continuations = iter(request["continuations"])
+    scores = []
+    for _ids, fork in _sequences(request, longest):
+        rows, start = next(found), fork.stem
+        for length in fork.branches:
+            predicting = np.concatenate([rows[last : last + 1], rows[start : start + length]])
+            scores.append(_score(predicting, next(continuations)))
+            start += length
+    return scores
 
 
 def _passes(requests: Sequence[Request]) -> Iterator[list[Request]]:
@@ -67,7 +94,7 @@ def _passes(requests: Sequence[Request]) -> Iterator[list[Request]]:
     group: list[Request] = []
     n_tokens = 0
     for request in requests:
-        size = sum(len(request["context"]) + len(continuation) for continuation in request["continuations"])
+        size = len(request["context"]) + sum(map(len, request["continuations"]))
         if group and n_tokens + size > PASS_TOKENS:
             yield group
             group, n_tokens = [], 0

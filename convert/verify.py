@@ -168,7 +168,7 @@ def _run_files(
             if findings:
                 reports.append(FileReport(check, findings))
                 continue
-            with shown(f"running {check.mixture or check.path.name}") as progress:
+            with shown(f"running {check.label}") as progress:
                 of_file = _in_bytes_of(check, progress)
                 parts = measure(runtime, setting.samples, reference.__getitem__, setting.n_vocab, of_file)
             if answers is None:

@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,50 @@ def test_the_demo_answers_the_model_cards_question_in_a_process_of_its_own() -> 
 def test_a_converted_checkpoint_in_the_store_is_found_by_itself(weblab: CommandLine, tmp_path: Path) -> None:
     converted(random_checkpoint(tmp_path / "tiny"), models_dir(), "F16")
     assert weblab("generate", "--max-tokens", "1", "--n-ctx", "32", "--raw", "x").code == 0
+
+
+def in_a_shell(line: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """A line of shell in which "$@" is `weblab-local` with these arguments."""
+    command = ["bash", "-c", line, "weblab-local", sys.executable, "-m", "weblab_local", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", *GREEDY, CAPITAL),
+        ("generate", *GREEDY, "--json", CAPITAL),
+        ("tokenize", *DEMO[:2], CAPITAL * 2000),
+        ("doctor",),
+        ("doctor", "--json"),
+        ("--help",),
+    ],
+)
+def test_a_reader_that_goes_away_ends_it_quietly(arguments: tuple[str, ...]) -> None:
+    done = in_a_shell('"$@" | true; exit ${PIPESTATUS[0]}', *arguments)
+    assert (done.stdout, done.stderr) == (b"", b"")
+    assert done.returncode in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments", "code"),
+    [
+        ('"$@" >&-', ("generate", *GREEDY, CAPITAL), 0),
+        ('"$@" 2>&-', ("generate", *GREEDY, CAPITAL), 0),
+        ('"$@" <&-', ("generate", *GREEDY), 1),
+        ('"$@" <&-', ("chat", *GREEDY), 0),
+        ('"$@" >&- 2>&- <&-', ("generate", *GREEDY), 1),
+        ('"$@" >&-', ("--help",), 0),
+        ('"$@" >/dev/full', ("generate", *GREEDY, CAPITAL), 1),
+    ],
+)
+def test_closed_or_full_streams_are_no_crash(line: str, arguments: tuple[str, ...], code: int) -> None:
+    done = in_a_shell(line, *arguments)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+
+
+def test_what_is_no_utf8_on_stdin_is_refused_with_its_reason() -> None:
+    done = in_a_shell('"$@"', "generate", *GREEDY, stdin="日本".encode("cp932"))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"UTF-8" in done.stderr

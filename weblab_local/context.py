@@ -5,6 +5,7 @@ Only the scheduler's worker thread calls what is here, except `Context.abort`, w
 
 import ctypes
 import ctypes.util
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -73,7 +74,7 @@ class Model:
         callback = lib.llama_progress_callback(progressed)
         params.progress_callback = callback
         with collect_errors() as errors:
-            self.handle = lib.llama_model_load_from_file(str(path).encode(), params)
+            self.handle = lib.llama_model_load_from_file(os.fsencode(path), params)
         if raised:
             self.close()
             raise raised[0]

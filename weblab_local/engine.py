@@ -144,6 +144,11 @@ class Engine(AbstractContextManager["Engine"]):
         return "tokenizer.chat_template" in self.metadata
 
     @property
+    def name(self) -> str:
+        """The file's name without its ending, as text: bytes of it that are none (Linux allows them) become "?"."""
+        return self.path.stem.encode(errors="replace").decode()
+
+    @property
     def licence(self) -> str:
         """The model's licence, as its file says; "" when it does not."""
         return str(self.metadata.get("general.license", ""))
@@ -280,7 +285,7 @@ class Engine(AbstractContextManager["Engine"]):
         computed once, and the continuations together where there are sequences for them. The sequence of a context and
         a continuation without its last token has to fit the context's length.
 
-        Raises PromptError for a context or continuation without tokens, and for what does not fit.
+        Raises PromptError for a context or continuation without tokens, PromptTooLong for what does not fit.
         """
         self._scheduler.refuse_worker(_("on_progress cannot wait for an answer: it runs on the engine's own thread."))
         from weblab_local.scoring import score_all

@@ -1,6 +1,7 @@
 """What a GGUF says of itself, read by llama.cpp's own reader, without its weights and without the `gguf` package."""
 
 import ctypes
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def read_header(path: Path) -> Header:
     """Read the header of a GGUF. Raises ModelFileError for a file that is damaged or no GGUF."""
     with collect_errors() as errors:
         handle = ggml.function("gguf_init_from_file", _HANDLE, (_TEXT, _InitParams))(
-            str(path).encode(), _InitParams(True, None)
+            os.fsencode(path), _InitParams(True, None)
         )
     if not handle:
         raise ModelFileError(

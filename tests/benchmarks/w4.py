@@ -8,6 +8,7 @@ that the GGUFs decode to; for the layers alone embedding and output stay as they
 """
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -19,9 +20,20 @@ from transformers import GPTNeoXForCausalLM
 
 from convert.checkpoint import open_checkpoint
 from convert.gpt_neox import hyperparameters, map_tensors
-from convert.jglue import jsquad
 from convert.run import Request, run
 from convert.texts import read_tokenizer
+from weblab_local.prompt import instruction_prompt
+
+
+def prompts(jsquad: Path) -> list[str]:
+    """One question of each paragraph, with its answer."""
+    texts = []
+    for article in json.loads(jsquad.read_text(encoding="utf-8"))["data"]:
+        for paragraph in article["paragraphs"]:
+            context = paragraph["context"].rpartition("[SEP]")[2].strip()
+            asked = paragraph["qas"][0]
+            texts.append(instruction_prompt(asked["question"], context) + asked["answers"][0]["text"])
+    return texts
 
 
 def set_weights(model: GPTNeoXForCausalLM, path: Path, folder: Path, layers_only: bool) -> int:
@@ -63,7 +75,7 @@ def main() -> None:
     os.environ["VERIFY"] = "0"
     folder = arguments.checkpoint
     tokenizer = read_tokenizer(folder)
-    encoded = [tokenizer.encode(of.text, add_special_tokens=False).ids for of in jsquad(arguments.jsquad)]
+    encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in prompts(arguments.jsquad)]
     long = [ids[: arguments.tokens] for ids in encoded if len(ids) >= arguments.tokens]
     sequences = long[:: max(1, len(long) // arguments.texts)][: arguments.texts]
     reference = log_probabilities(GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32), sequences)

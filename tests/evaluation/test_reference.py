@@ -14,6 +14,7 @@ from convert.errors import ConversionError
 from convert.score import PASS_TOKENS, read_requests, score
 from tests import reference
 from tests.conversions import ROOT
+from tests.engines import long_prompt
 from tests.evaluation.harness import hf_model
 from tests.test_scoring import expected
 from weblab_local.engine import Engine
@@ -44,6 +45,33 @@ def test_scores_are_those_of_transformers(demo_checkpoint: Path) -> None:
             logprobs, greedy = expected(request["context"], continuation)
             assert loglikelihood == pytest.approx(sum(logprobs), abs=1e-3)
             assert is_greedy == greedy
+
+
+def test_a_context_that_leaves_no_room_for_all_continuations_is_computed_with_each(demo_checkpoint: Path) -> None:
+    context, continuations = long_prompt(2030), [long_prompt(15, seed=n) for n in (1, 2)]
+    (found,) = score(open_checkpoint(demo_checkpoint), [{"context": context, "continuations": continuations}])
+    for continuation, (loglikelihood, _greedy) in zip(continuations, found, strict=True):
+        assert loglikelihood == pytest.approx(sum(expected(context, continuation)[0]), abs=1e-3)
+
+
+def test_an_interrupted_pass_goes_on_with_the_same_continuations_alone(demo_checkpoint: Path, tmp_path: Path) -> None:
+    """What is kept of one way to part the same tokens is not taken for another."""
+    checkpoint, state = open_checkpoint(demo_checkpoint), tmp_path / "state"
+    ids = reference.encode("日本で一番高い山は富士山です。")
+    parted = [[{"context": ids[:cut], "continuations": [ids[cut:], [9]]}] for cut in (4, 6)]
+    whole = [list(score(checkpoint, requests)) for requests in parted]
+
+    def interrupt(done: int, total: int) -> None:
+        if 2 * done > total:
+            raise KeyboardInterrupt
+
+    for requests in parted:
+        with pytest.raises(KeyboardInterrupt):
+            list(score(checkpoint, requests, state=state, progress=interrupt))
+    assert state.exists()
+    for requests, expected_scores in reversed(list(zip(parted, whole, strict=True))):
+        assert list(score(checkpoint, requests, state=state)) == expected_scores
+        assert not state.exists()
 
 
 def test_many_requests_take_several_passes_and_stay_in_order(

@@ -1,6 +1,7 @@
 """The commands and their options; what each does is in the module of its name, imported when it is called."""
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -308,6 +309,7 @@ def remove_model(name: Annotated[str, typer.Argument()]) -> None:
 
 def main() -> None:
     """Run the command line; errors of this package are printed with their remedy, without a traceback."""
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe in cp932 or cp1252 does not have every character
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -320,3 +322,13 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _open_closed_streams() -> None:
+    """Whoever started this may have closed stdin, stdout or stderr (`>&-`): Python has None for them then.
+
+    And the next file that is opened would get its number, and what llama.cpp prints.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115

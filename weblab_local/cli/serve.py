@@ -64,7 +64,7 @@ def run(options: Options, load: Callable[[], Engine]) -> None:
         server = Server(engine, config, listener)
         if watch is not None:
             watch.end_by(server.stop)
-            server.run(lambda: announce(server.port, keys[0], engine.path.stem))
+            server.run(lambda: announce(server.port, keys[0], engine.name))
         else:
             server.run(lambda: _greet(engine, options.host, server.port))
 

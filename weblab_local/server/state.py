@@ -32,7 +32,7 @@ class ServerState:
     @property
     def model_id(self) -> str:
         """The model's name in requests and answers."""
-        return self.engine.path.stem
+        return self.engine.name
 
     def require_model(self, name: str | None) -> None:
         """Raise ApiError 404 for another model than the one that is loaded."""
