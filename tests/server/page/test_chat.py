@@ -32,6 +32,7 @@ LENGTH_AND_PLACE = """async (area) => {
 
 def test_an_answer_comes_bit_by_bit(chat: Chat) -> None:
     chat.page.evaluate(OBSERVE, "article.assistant .text")
+    chat.slow_line(20_000)
 
     assert chat.ask(CARD) == ANSWERS[CARD]
 
@@ -250,7 +251,7 @@ def test_markup_stays_text(visit: Visit) -> None:
 def test_the_view_follows_only_who_is_at_the_end(visit: Visit) -> None:
     texts = [text for pair in PAIRS[:200] for text in (pair.instruction, pair.response)]
     chat = visit(stored=conversation("Hundreds", *texts))
-    chat.endless()
+    chat.endless(max_tokens=600, bytes_per_second=10_000)
     chat.conversations.first.click()
     scroller = chat.page.locator("#scroller")
     at_end = "(area) => area.scrollHeight - area.scrollTop - area.clientHeight < 2"
