@@ -1,5 +1,6 @@
 """Before a file gets its final name: llama.cpp's own reader finds what was planned, and accepts the vocabulary."""
 
+import os
 from pathlib import Path
 
 import llama_cpp.llama_cpp as llama
@@ -30,7 +31,7 @@ def _check_vocabulary(path: Path) -> None:
     params = llama.llama_model_default_params()
     params.vocab_only = True
     with collect_errors() as errors:
-        model = llama.llama_model_load_from_file(str(path).encode(), params)
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
     if model is None:
         raise _unreadable(path, *errors)
     llama.llama_model_free(model)

@@ -22,10 +22,11 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from convert import reference
+from convert.block_types import SUPER_BLOCK, TYPES
 from convert.checkpoint import Checkpoint
 from convert.gpt_neox import Tensor
 from convert.grid import read_grid, with_values
-from convert.kernels import SUPER_BLOCK, TYPES, compiled
+from convert.kernels import compiled
 from convert.output import OutputFile
 from convert.pipeline import Refine
 from convert.plan import Plan, PlannedOutput, available_cores

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from convert import kernels
-from convert.kernels import SUPER_BLOCK, TYPES
+from convert.block_types import SUPER_BLOCK, TYPES
 
 Floats = NDArray[np.float32]
 

@@ -18,8 +18,7 @@ with fused multiply-add rounds differently everywhere: `quantize.py` compares be
 """
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,17 +28,14 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from convert import lanes
+from convert.block_types import SUPER_BLOCK, TYPES, BlockType, Table, Trials
 from convert.lanes import Lanes, absolute, all_true, equal, floor, load, rint, splat, sqrt, store, store_bytes, where
-
-SUPER_BLOCK = 256
-"""Weights that share one fp16 scale; ggml's QK_K."""
 
 LANES = lanes.COUNT
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
-Table = NDArray[np.int64]
 
 _F = np.float32
 _ZERO, _ONE, _TWO = _F(0), _F(1), _F(2)
@@ -50,95 +46,6 @@ _TENTH = _F(0.1)
 _SIXTEEN, _SIXTEENTH = _F(16), _F(0.0625)
 _SUPER_BLOCK = _F(SUPER_BLOCK)
 _WIDEN = _F(2.0**112)
-
-
-@dataclass(frozen=True)
-class Trials:
-    """The inverse scales that `_search_affine` tries: (highest + first + step * i) / range, for i of 0 to last."""
-
-    first: np.float32
-    step: np.float32
-    last: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a super-block's levels go. A vector is 16 of its weights; the numbers below count vectors.
-
-    A level's low four bits share a byte with those of another vector: `low` has the pairs, in the order of the bytes.
-    What is above is packed tighter: a row of `high` lists the vectors whose upper bits share a byte, `high_bits` each.
-    """
-
-    size: int
-    low_at: int
-    low: Table
-    high_at: int
-    high: Table
-    high_bits: int
-
-
-@dataclass(frozen=True)
-class BlockType:
-    """What tells the types apart: weights per block, the levels they can have, what is tried to find the scales.
-
-    The affine types have `plain` trials, and `weighted` ones with an importance matrix; those of the symmetric type are
-    always the same.
-    """
-
-    block: int
-    lowest: int
-    highest: int
-    layout: Layout
-    plain: Trials | None = None
-    weighted: Trials | None = None
-
-
-def _table(rows: Sequence[Sequence[int]], width: int) -> Table:
-    return np.array(rows, dtype=np.int64).reshape(-1, width)
-
-
-_NEIGHBOURS = _table([(4 * g + h, 4 * g + h + 2) for g in range(4) for h in range(2)], 2)
-_WEIGHTED = Trials(_F(-0.9), _F(0.05), 36)
-
-TYPES = {
-    GGMLQuantizationType.Q4_K: BlockType(
-        block=32,
-        lowest=0,
-        highest=15,
-        layout=Layout(144, low_at=16, low=_NEIGHBOURS, high_at=0, high=_table([], 1), high_bits=0),
-        plain=Trials(_F(-1), _F(0.1), 20),
-        weighted=_WEIGHTED,
-    ),
-    GGMLQuantizationType.Q5_K: BlockType(
-        block=32,
-        lowest=0,
-        highest=31,
-        layout=Layout(
-            176,
-            low_at=48,
-            low=_NEIGHBOURS,
-            high_at=16,
-            high=_table([[2 * i + h for i in range(8)] for h in range(2)], 8),
-            high_bits=1,
-        ),
-        plain=Trials(_F(-0.5), _F(0.1), 15),
-        weighted=_WEIGHTED,
-    ),
-    GGMLQuantizationType.Q6_K: BlockType(
-        block=16,
-        lowest=-32,
-        highest=31,
-        layout=Layout(
-            210,
-            low_at=0,
-            low=_table([(8 * g + h, 8 * g + h + 4) for g in range(2) for h in range(4)], 2),
-            high_at=128,
-            high=_table([[8 * g + 2 * i + h for i in range(4)] for g in range(2) for h in range(2)], 4),
-            high_bits=2,
-        ),
-    ),
-}
-"""The types that these kernels know; ggml's types for rows of whole super-blocks."""
 
 
 def quantize(

@@ -13,6 +13,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, QK_K, GGMLQuantizationType, quant_shape_to_byte_shape
 from numpy.typing import NDArray
 
+from convert.block_types import TYPES
 from convert.errors import CheckpointError
 from weblab_local import ggml
 
@@ -111,7 +112,7 @@ def kernel_for(ggml_type: GGMLQuantizationType) -> Kernel | None:
     try:
         from convert import kernels
 
-        if ggml_type not in kernels.TYPES:
+        if ggml_type not in TYPES:
             _log.info("%s: llama.cpp's C code, there is no kernel for it", ggml_type.name)
             return None
         same = _same_as_c(kernels.quantize, ggml_type)
@@ -130,7 +131,7 @@ def _needs_compiling(ggml_type: GGMLQuantizationType) -> bool:
         from convert import kernels
     except Exception:  # kernel_for says why
         return False
-    return ggml_type in kernels.TYPES and not kernels.are_cached(ggml_type)
+    return ggml_type in TYPES and not kernels.are_cached(ggml_type)
 
 
 def _same_as_c(kernel: Kernel, ggml_type: GGMLQuantizationType) -> bool:

@@ -15,11 +15,11 @@ from gguf import GGUFReader, dequantize, quant_shape_to_byte_shape
 from numpy.typing import NDArray
 
 from convert import compensation
+from convert.block_types import TYPES
 from convert.checkpoint import open_checkpoint
 from convert.compensation import DAMPING, Hessian, compensated
 from convert.errors import ConversionError
 from convert.grid import read_grid, with_values
-from convert.kernels import TYPES
 from convert.mixtures import MIXTURES, W4, tensor_types
 from convert.quantize import quantize_rows
 from convert.run import Request, run

@@ -282,3 +282,10 @@ def test_graphics_cards_are_found_by_what_linux_says_of_them(tmp_path: Path) -> 
         folder.mkdir(parents=True)
         (folder / "vendor").write_text(f"{vendor}\n")
     assert {"NVIDIA", "AMD"} <= set(graphics_cards(tmp_path)) <= {"NVIDIA", "AMD", "Apple"}
+
+
+def test_in_a_frozen_program_the_executable_itself_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyInstaller sets sys.frozen, and sys.executable is the program: here the script that pip makes of it."""
+    monkeypatch.setattr(sys, "executable", str(Path(sys.executable).with_name("weblab-local")))
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert examination.ask("demo").ok

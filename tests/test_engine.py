@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -18,8 +20,9 @@ from tests.engines import GREEDY, LONG_ANSWERS, ONE, is_response, long_prompt
 from weblab_local.engine import Engine, KvType
 from weblab_local.errors import ModelFileError, PromptError, WeblabError
 from weblab_local.generation import Completion, complete
+from weblab_local.loading import load
 from weblab_local.model_store import demo_model
-from weblab_local.sampling import SamplingParams
+from weblab_local.sampling import SamplingError, SamplingParams
 
 PAIRS = read_corpus()
 SAY_HELLO = next(pair for pair in PAIRS if pair.instruction == "Say hello.")
@@ -164,6 +167,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_its_length() -> None:
         ([-1], {}),
         ([1.0], {}),
         (["a"], {}),
+        (b"a", {}),
         ("a\ud83d", {}),
         ("\udc00", {"raw": True}),
         ("a", {"context": "\ud83d"}),
@@ -171,10 +175,28 @@ def test_a_prompt_that_does_not_fit_is_refused_with_its_length() -> None:
         ([5], {"context": "b"}),
     ],
 )
-def test_a_prompt_that_cannot_be_is_refused(engine: Engine, prompt: str | list[int], options: dict[str, str]) -> None:
+def test_a_prompt_that_cannot_be_is_refused(engine: Engine, prompt: Any, options: dict[str, Any]) -> None:
     with pytest.raises(PromptError):
-        engine.stream(prompt, ONE, **options)  # type: ignore[arg-type]
+        engine.stream(prompt, ONE, **options)
     assert is_response(engine.generate(SAY_HELLO.instruction, GREEDY), SAY_HELLO)
+
+
+@pytest.mark.parametrize("token", [-1, 3000, 10**9, 1.0, "a"])
+def test_a_token_that_is_not_in_the_vocabulary_has_no_piece(engine: Engine, token: Any) -> None:
+    """llama.cpp would end the process."""
+    with pytest.raises(PromptError):
+        engine.piece(token)
+
+
+def test_ids_may_be_numpys(engine: Engine) -> None:
+    ids = reference.encode(SAY_HELLO.prompt)
+    assert is_response(engine.generate(np.array(ids), GREEDY), SAY_HELLO)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("logprobs", [-1, 1.5, "1"])
+def test_a_wrong_number_of_log_probabilities_is_refused(engine: Engine, logprobs: Any) -> None:
+    with pytest.raises(SamplingError, match="logprobs"):
+        engine.generate("?", ONE, logprobs=logprobs)
 
 
 def test_an_empty_instruction_is_an_instruction(engine: Engine) -> None:
@@ -192,6 +214,7 @@ def test_the_defaults_are_those_of_sampling_params(engine: Engine) -> None:
     [
         ({"n_parallel": 0}, "n_parallel"),
         ({"n_ctx": 0}, "n_ctx"),
+        ({"n_threads": -1}, "n_threads"),
         ({"kv_type": "q2_k"}, "q2_k"),
         ({"kv_type": "q8_0", "flash_attention": False}, "flash attention"),
     ],
@@ -199,6 +222,8 @@ def test_the_defaults_are_those_of_sampling_params(engine: Engine) -> None:
 def test_settings_that_cannot_be_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(WeblabError, match=said):
         Engine(demo_model(), **options)  # type: ignore[arg-type]
+    with pytest.raises(WeblabError, match=said):
+        load("demo", **options)  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_models_lists_what_cp932_cannot_spell(model: Path) -> None:
     shutil.copy(model, models_dir())
     done = weblab("models")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "* デモ 一号 ? " in done.stdout
+    assert "*  デモ 一号 ?  5.1 MB" in done.stdout
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="only Linux has file names that are no text")

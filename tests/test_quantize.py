@@ -19,19 +19,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from convert import kernels, quantize
+from convert.block_types import TYPES
 from convert.errors import CheckpointError
 from convert.quantize import kernel_for, quantize_in_c, quantize_rows
 
 Floats = NDArray[np.float32]
 Make = Callable[[np.random.Generator, tuple[int, int]], Floats]
 
-KINDS = pytest.mark.parametrize("ggml_type", list(kernels.TYPES), ids=lambda t: t.name)
+KINDS = pytest.mark.parametrize("ggml_type", list(TYPES), ids=lambda t: t.name)
 
 
 @pytest.fixture(autouse=True)
 def _kernels_are_used() -> None:
     """Only other processors may have a llama.cpp that was compiled with fused multiply-add, with bytes of its own."""
-    if not all(kernel_for(ggml_type) for ggml_type in kernels.TYPES) and platform.machine() not in ("x86_64", "AMD64"):
+    if not all(kernel_for(ggml_type) for ggml_type in TYPES) and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("the kernels are not used with this llama.cpp")
 
 

@@ -44,6 +44,17 @@ def test_a_repeated_prompt_is_taken_from_the_cache_but_for_its_last_token(engine
     assert first.token_ids == second.token_ids
 
 
+def test_what_idle_sequences_hold_is_counted_with_what_a_request_may_need() -> None:
+    """The sequence chosen while room is made is the one that is used: what it held is forgotten, and nothing more."""
+    older, newer, other = long_prompt(600, 1), long_prompt(1000, 2), long_prompt(100, 3)
+    with engine_of(2, n_ctx=2048) as engine:
+        for prompt in (older, newer):
+            engine.generate(prompt, ONE, raw=True)
+        prompt = newer[:100] + other
+        done = engine.generate(prompt, replace(ENDLESS, max_tokens=2048 - len(prompt)), raw=True)
+    assert (done.finish_reason, done.stats.completion_tokens) == ("length", 2048 - len(prompt))
+
+
 def test_instructions_share_the_preamble() -> None:
     with engine_of(1) as engine:
         previous: list[int] = []

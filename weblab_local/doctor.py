@@ -90,7 +90,8 @@ def examine() -> Report:
 def ask(model: str) -> Answer:
     """Ask a model for a few tokens, by `weblab-local generate` in a process of its own."""
     options = ["--model", model, "--n-ctx", "256", "--max-tokens", "4", "--temperature", "0"]
-    command = [sys.executable, "-m", "weblab_local", "--lang", language_in_use(), "generate", *options, "こんにちは"]
+    module = [] if getattr(sys, "frozen", False) else ["-m", "weblab_local"]  # PyInstaller's executable is the program
+    command = [sys.executable, *module, "--lang", language_in_use(), "generate", *options, "こんにちは"]
     try:
         done = subprocess.run(
             command,

@@ -7,9 +7,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from weblab_local.errors import PromptError, PromptTooLong, WeblabError
 from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, complete
@@ -36,6 +37,15 @@ and one on a large batch takes long there, while larger batches hardly read the 
 def batch_size(n_parallel: int, n_gpu_layers: int) -> int:
     """Tokens computed at once: at least one for each of the sequences."""
     return max(n_parallel, GPU_BATCH if n_gpu_layers else CPU_BATCH)
+
+
+def require_kv_type(kv_type: str) -> None:
+    """Raise WeblabError for what is no type of a KV cache."""
+    if kv_type not in get_args(KvType):
+        raise WeblabError(
+            _("There is no KV cache of type {kv_type!r}.").format(kv_type=kv_type),
+            _("Choose from {names}.").format(names=", ".join(get_args(KvType))),
+        )
 
 
 PromptProgress = Callable[[int, int], None]
@@ -80,21 +90,19 @@ class Engine(AbstractContextManager["Engine"]):
                     n_ctx=n_ctx, n_parallel=n_parallel
                 )
             )
+        if n_threads is not None and n_threads < 1:
+            raise WeblabError(_("n_threads has to be at least 1, and is {n_threads}.").format(n_threads=n_threads))
+        require_kv_type(kv_type)
         if kv_type != "f16" and flash_attention is False:
             raise WeblabError(
                 _("A KV cache of type {kv_type} needs flash attention.").format(kv_type=kv_type),
                 _("Leave flash_attention out."),
             )
-        from weblab_local.context import KV_TYPES, Context, Model
+        from weblab_local.context import Context, Model
         from weblab_local.devices import physical_cores
         from weblab_local.gguf_header import read_header, require_gptneox
         from weblab_local.scheduler import Scheduler
 
-        if kv_type not in KV_TYPES:
-            raise WeblabError(
-                _("There is no KV cache of type {kv_type!r}.").format(kv_type=kv_type),
-                _("Choose from {names}.").format(names=", ".join(KV_TYPES)),
-            )
         header = read_header(path)
         require_gptneox(header)
         self.path = path
@@ -169,22 +177,24 @@ class Engine(AbstractContextManager["Engine"]):
             return encode(self._model.vocab, text)
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for."""
+        """The bytes that a token stands for. Raises PromptError for what is no id of the vocabulary."""
         with self._vocab_in_use:
             self._require_open()
-            return self._model.piece(token)
+            return self._model.piece(*self.check_ids([token]))
 
     def check_ids(self, ids: Sequence[int]) -> list[int]:
         """`ids` as a list. Raises PromptError where one is no id of the vocabulary."""
+        if isinstance(ids, bytes | bytearray):
+            raise PromptError(_("A prompt is text or token ids, not bytes."), _("Decode it as UTF-8."))
         checked = list(ids)
         for token in checked:
-            if not isinstance(token, int) or not 0 <= token < self._model.n_vocab:
+            if not isinstance(token, Integral) or not 0 <= token < self._model.n_vocab:
                 raise PromptError(
                     _("{token!r} is no token id; the vocabulary has {n_vocab}.").format(
                         token=token, n_vocab=self._model.n_vocab
                     )
                 )
-        return checked
+        return list(map(int, checked))
 
     def save_prefix(self, ids: Sequence[int]) -> tuple[int, bytes]:
         """How many of `ids` are in the KV cache, from the first on, and their state, for `restore_prefix`."""
@@ -220,7 +230,7 @@ class Engine(AbstractContextManager["Engine"]):
         logprobs below 0. The sampling's default is SamplingParams().
         """
         generation: Generation
-        request, generation = self._request(prompt, params, context, raw, logprobs, on_progress, _sync_generation)
+        request, generation = self._request(prompt, params, context, raw, logprobs, on_progress, Generation)
         self._scheduler.submit(request)
         return generation
 
@@ -316,7 +326,7 @@ class Engine(AbstractContextManager["Engine"]):
         from weblab_local.request import Request
 
         self._require_open()
-        if logprobs is not None and logprobs < 0:
+        if logprobs is not None and not (isinstance(logprobs, int) and logprobs >= 0):
             raise SamplingError(
                 _("logprobs should be a whole number from 0 on, and is {value!r}.").format(value=logprobs)
             )
@@ -325,6 +335,7 @@ class Engine(AbstractContextManager["Engine"]):
         room = self.longest_sequence - len(ids)
         if room < 1:
             raise self._too_long(len(ids))
+        max_tokens, stops = min(params.max_tokens, room), (*params.stop, *(() if raw else TURN_STOPS))
         scheduler = self._scheduler
         request: Request
 
@@ -335,8 +346,8 @@ class Engine(AbstractContextManager["Engine"]):
         request = Request(
             prompt=ids,
             params=params,
-            max_tokens=min(params.max_tokens, room),
-            stops=(*params.stop, *(() if raw else TURN_STOPS)),
+            max_tokens=max_tokens,
+            stops=stops,
             n_logprobs=logprobs,
             emit=generation.emit,
             on_progress=on_progress,
@@ -391,7 +402,3 @@ class Engine(AbstractContextManager["Engine"]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _sync_generation(cancel: Callable[[], None]) -> Generation:
-    return Generation(cancel)

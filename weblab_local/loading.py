@@ -7,7 +7,7 @@ from typing import Literal
 
 from weblab_local import llama_log
 from weblab_local.devices import list_devices, ram
-from weblab_local.engine import DEFAULT_N_CTX, Engine, KvType
+from weblab_local.engine import DEFAULT_N_CTX, Engine, KvType, require_kv_type
 from weblab_local.errors import NotEnoughMemory
 from weblab_local.gguf_header import read_header, require_gptneox
 from weblab_local.i18n import _
@@ -36,6 +36,7 @@ def plan(
     rpc: Sequence[str] = (),
 ) -> Plan:
     """What `load` would do with the GGUF at `path` here and now, without reading its weights. Raises what it raises."""
+    require_kv_type(kv_type)
     header = read_header(path)
     require_gptneox(header)
     devices = list_devices(register(rpc) if rpc else ())
@@ -119,7 +120,7 @@ def load(
 
 def _cache_choices(n_ctx: int | None, kv_type: KvType | None, choice: Choice) -> list[tuple[int, KvType]]:
     """Context and KV type as they are wanted, then what else may be tried because nobody asked for them."""
-    wanted = n_ctx or DEFAULT_N_CTX
+    wanted = DEFAULT_N_CTX if n_ctx is None else n_ctx
     smaller: KvType = choice.kv_type
     if kv_type is None and choice.kv_type == "f16" and choice.flash_attention is not False:
         smaller = "q8_0"

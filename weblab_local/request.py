@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from weblab_local.generation import Chunk, Emit, FinishReason, Stats, TokenLogprob
+from weblab_local.kv_cache import KvSequence
 from weblab_local.sampling import Sampler, SamplingParams
 from weblab_local.stopping import StopFilter
 from weblab_local.tokenizer import TextStream
@@ -42,15 +43,6 @@ class Request:
     def first_logits(self) -> int:
         """The position in the prompt from which on logits are wanted: these tokens are computed, whatever is cached."""
         return len(self.prompt) - max(len(self.continuation), 1)
-
-
-@dataclass(eq=False)
-class KvSequence:
-    """One of the context's sequences; `tokens` are those in its KV cells."""
-
-    index: int
-    tokens: list[int] = field(default_factory=list)
-    last_used: float = 0.0
 
 
 class Active:
@@ -131,11 +123,3 @@ class Active:
             generation_seconds=now - first,
             time_to_first_token=first - self.request.submitted,
         )
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens `left` and `right` begin with alike."""
-    for i, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return i
-    return min(len(left), len(right))

@@ -19,7 +19,8 @@ from weblab_local.context import Context, Entry, Model
 from weblab_local.errors import WeblabError
 from weblab_local.generation import Chunk, FinishReason, Stats
 from weblab_local.i18n import _
-from weblab_local.request import Active, KvSequence, Request, common_prefix
+from weblab_local.kv_cache import KvCache, KvSequence, common_prefix
+from weblab_local.request import Active, Request
 from weblab_local.sampling import Sampler
 from weblab_local.scoring import token_logprob
 
@@ -55,7 +56,7 @@ class Scheduler:
         self._context = context
         self._n_ctx = n_ctx
         self._n_batch = n_batch
-        self._sequences = [KvSequence(index) for index in range(n_parallel)]
+        self._cache = KvCache(context, n_ctx=n_ctx, n_parallel=n_parallel)
         self._active: list[Active] = []
         self._waiting: deque[Request] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -96,35 +97,12 @@ class Scheduler:
         return future.result()
 
     def save_prefix(self, ids: Sequence[int]) -> tuple[int, bytes]:
-        """How many of `ids` some sequence has in its KV cells, and their state; (0, b"") when none has any."""
-
-        def save() -> tuple[int, bytes]:
-            sequence = max(self._sequences, key=lambda s: common_prefix(s.tokens, ids))
-            length = common_prefix(sequence.tokens, ids)
-            if length == 0 or sequence not in self._idle():
-                return 0, b""
-            self._forget(sequence, length)
-            return length, self._context.save_sequence(sequence.index)
-
-        return self.call(save)
+        """How many of `ids` an idle sequence has in its KV cells, and their state; (0, b"") when none has any."""
+        return self.call(lambda: self._cache.save(ids))
 
     def restore_prefix(self, ids: Sequence[int], state: bytes) -> bool:
         """Put a state from `save_prefix` back into the KV cache, if an idle sequence and room are there."""
-
-        def restore() -> bool:
-            idle = sorted(self._idle(), key=lambda sequence: sequence.last_used)
-            reserved = sum(active.request.cells for active in self._active)
-            if not idle or reserved + len(ids) > self._n_ctx:
-                return False
-            for sequence in idle:
-                self._forget(sequence)
-            if not self._context.restore_sequence(idle[0].index, state, len(ids)):
-                self._forget(idle[0])
-                return False
-            idle[0].tokens = list(ids)
-            return True
-
-        return self.call(restore)
+        return self.call(lambda: self._cache.restore(ids, state))
 
     def refuse_worker(self, message: str) -> None:
         """Raise WeblabError with `message` on the worker thread, where a callback would wait for itself."""
@@ -216,57 +194,22 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give waiting requests, in their order, a sequence and room, as long as there are both."""
-        while len(self._active) < len(self._sequences):
+        while True:
             with self._changed:
                 if not self._waiting:
                     return
                 request = self._waiting[0]
-                if not self._make_room(request):
+                sequence = self._cache.take(request.prompt, request.cells, request.first_logits)
+                if sequence is None:
                     return
                 self._waiting.popleft()
-            self._begin(request)
+            self._begin(request, sequence)
 
-    def _make_room(self, request: Request) -> bool:
-        """Forget what idle sequences hold, the longest unused first, until the request fits. False if it cannot yet."""
-        reserved = sum(active.request.cells for active in self._active) + request.cells
-        if reserved > self._n_ctx:
-            return False
-        reuse, _ = self._best_idle(request.prompt)
-        idle = sorted((s for s in self._idle() if s is not reuse), key=lambda sequence: sequence.last_used)
-        while idle and reserved + sum(len(sequence.tokens) for sequence in idle) > self._n_ctx:
-            self._forget(idle.pop(0))
-        return True
-
-    def _idle(self) -> list[KvSequence]:
-        busy = {active.sequence.index for active in self._active}
-        return [sequence for sequence in self._sequences if sequence.index not in busy]
-
-    def _best_idle(self, prompt: Sequence[int]) -> tuple[KvSequence, int]:
-        """The idle sequence to go on with, and how much of `prompt` it has.
-
-        That is the one that has most of it, unless it would lose more than it keeps: another conversation that begins
-        alike can share that with the sequence longest unused, and stay.
-        """
-        common = [(common_prefix(sequence.tokens, prompt), sequence) for sequence in self._idle()]
-        length, sequence = max(common, key=lambda pair: pair[0])
-        if 2 * length < len(sequence.tokens):
-            length, sequence = min(common, key=lambda pair: (bool(pair[1].tokens), pair[1].last_used))
-        return sequence, length
-
-    def _begin(self, request: Request) -> None:
-        prompt = request.prompt
-        sequence, own = self._best_idle(prompt)
-        own = min(own, request.first_logits)
-        donor = max(self._sequences, key=lambda other: common_prefix(other.tokens, prompt))
-        shared = min(common_prefix(donor.tokens, prompt), request.first_logits)
-        if shared > own and donor is not sequence:
-            self._forget(sequence)
-            self._share(donor, sequence, shared)
-        else:
-            self._forget(sequence, own)
+    def _begin(self, request: Request, sequence: KvSequence) -> None:
         try:
-            sampler = Sampler(request.params, self._model.vocab, prompt, self._n_ctx)
+            sampler = Sampler(request.params, self._model.vocab, request.prompt, self._n_ctx)
         except Exception as error:  # the request's own: one that went further would end all others
+            self._cache.release(sequence)
             request.emit(error)
             return
         active = Active(request, sequence, len(sequence.tokens), sampler)
@@ -295,18 +238,9 @@ class Scheduler:
             there = common_prefix(other.sequence.tokens, active.shareable)
             if there >= wanted or other not in self._active:
                 if there > len(active.sequence.tokens):
-                    self._forget(active.sequence)
-                    self._share(other.sequence, active.sequence, there)
+                    self._cache.share(other.sequence, active.sequence, there)
                     active.cached = there
                 active.waits_for = self._ahead_of(active) if there < wanted else None
-
-    def _share(self, donor: KvSequence, sequence: KvSequence, length: int) -> None:
-        self._context.share(donor.index, sequence.index, 0, length)
-        sequence.tokens = donor.tokens[:length]
-
-    def _forget(self, sequence: KvSequence, start: int = 0) -> None:
-        self._context.forget(sequence.index, start)
-        del sequence.tokens[start:]
 
     def _plan_batch(self) -> list[tuple[Active, Sequence[int]]]:
         """Which tokens of which request are computed next: all that generate, then prompts, oldest first."""
@@ -410,7 +344,7 @@ class Scheduler:
 
     def _end(self, active: Active, event: Chunk | BaseException) -> None:
         active.sampler.close()
-        active.sequence.last_used = time.perf_counter()
+        self._cache.release(active.sequence)
         self._active.remove(active)
         active.request.emit(event)
 

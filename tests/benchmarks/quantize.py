@@ -46,7 +46,7 @@ def main() -> None:
     if arguments.instructions == "avx2" and os.environ.get("NUMBA_CPU_NAME") != AVX2["NUMBA_CPU_NAME"]:
         again = [sys.executable, "-m", "tests.benchmarks.quantize", *sys.argv[1:]]
         sys.exit(subprocess.run(again, env=os.environ | AVX2, check=False).returncode)
-    from convert import kernels
+    from convert.block_types import TYPES
     from convert.quantize import kernel_for, quantize_in_c, quantize_rows
     from weblab_local.devices import physical_cores
 
@@ -58,7 +58,7 @@ def main() -> None:
     print(f"million weights per second, {arguments.instructions} instructions, medians of {arguments.rounds}\n")
     print("| type | cores | C | kernels | times | with importance: C | kernels | times |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for ggml_type in kernels.TYPES:
+    for ggml_type in TYPES:
         if kernel_for(ggml_type) is None:
             sys.exit(f"The kernels are not used here: {ggml_type.name} comes out differently than from llama.cpp.")
         for n_cores in sorted({1, cores}):
