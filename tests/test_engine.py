@@ -17,9 +17,10 @@ import pytest
 from convert.demo.corpus import Pair, read_corpus
 from tests import reference
 from tests.engines import GREEDY, LONG_ANSWERS, ONE, is_response, long_prompt
-from weblab_local.engine import Engine, KvType
+from weblab_local.engine import Engine
 from weblab_local.errors import ModelFileError, PromptError, WeblabError
 from weblab_local.generation import Completion, complete
+from weblab_local.kv_types import KvType
 from weblab_local.loading import load
 from weblab_local.model_store import demo_model
 from weblab_local.sampling import SamplingError, SamplingParams

@@ -12,10 +12,10 @@ import pytest
 from tests.conversions import converted
 from weblab_local import load, loading
 from weblab_local.devices import Device, list_devices
-from weblab_local.engine import KvType
 from weblab_local.errors import NotEnoughMemory
 from weblab_local.footprint import Shape
 from weblab_local.gguf_header import Header, TensorInfo, read_header
+from weblab_local.kv_types import KvType
 from weblab_local.loading import offload_warnings
 from weblab_local.memory import MARGIN, Plan, make_plan, usable_bytes
 from weblab_local.model_store import demo_model

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from weblab_local.engine import DEFAULT_N_CTX, KvType
+from weblab_local.engine import DEFAULT_N_CTX
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _
+from weblab_local.kv_types import KvType
 from weblab_local.sampling import SamplingParams
 from weblab_local.tuning import Setting
 

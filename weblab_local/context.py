@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from llama_cpp import llama_cpp as lib
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from weblab_local.errors import ModelFileError, WeblabError
 from weblab_local.i18n import _
+from weblab_local.kv_types import KvType
 from weblab_local.llama_log import collect_errors
 from weblab_local.tokenizer import piece
-
-KvType = Literal["f16", "q8_0", "q4_0"]
 
 KV_TYPES: Mapping[KvType, int] = {
     "f16": lib.GGML_TYPE_F16,

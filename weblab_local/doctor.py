@@ -21,7 +21,7 @@ import psutil
 from weblab_local import __version__
 from weblab_local import devices as machine
 from weblab_local import model_store as store
-from weblab_local.engine import DEFAULT_N_CTX, KvType
+from weblab_local.engine import DEFAULT_N_CTX
 from weblab_local.errors import NotEnoughMemory, WeblabError
 from weblab_local.findings import (
     Answer,
@@ -36,6 +36,7 @@ from weblab_local.findings import (
     Versions,
 )
 from weblab_local.i18n import _, language_in_use
+from weblab_local.kv_types import KvType
 from weblab_local.tuning import Choice, choose, processor, saved_setting, usable_cpus
 
 _ANSWER_SECONDS = 300

@@ -10,11 +10,12 @@ from contextlib import AbstractContextManager
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from weblab_local.errors import PromptError, PromptTooLong, WeblabError
 from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, complete
 from weblab_local.i18n import _
+from weblab_local.kv_types import KvType, require_kv_type
 from weblab_local.prompt import instruction_prompt
 from weblab_local.sampling import SamplingError, SamplingParams
 from weblab_local.stopping import TURN_STOPS
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from weblab_local.request import Request
     from weblab_local.scoring import Score
 
-KvType = Literal["f16", "q8_0", "q4_0"]
-
 DEFAULT_N_CTX = 2048
 CPU_BATCH, GPU_BATCH = 128, 512
 """Prompt tokens computed at once. Small on the CPU: llama.cpp can be stopped only between two operations of a batch,
@@ -37,15 +36,6 @@ and one on a large batch takes long there, while larger batches hardly read the 
 def batch_size(n_parallel: int, n_gpu_layers: int) -> int:
     """Tokens computed at once: at least one for each of the sequences."""
     return max(n_parallel, GPU_BATCH if n_gpu_layers else CPU_BATCH)
-
-
-def require_kv_type(kv_type: str) -> None:
-    """Raise WeblabError for what is no type of a KV cache."""
-    if kv_type not in get_args(KvType):
-        raise WeblabError(
-            _("There is no KV cache of type {kv_type!r}.").format(kv_type=kv_type),
-            _("Choose from {names}.").format(names=", ".join(get_args(KvType))),
-        )
 
 
 PromptProgress = Callable[[int, int], None]

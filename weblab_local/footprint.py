@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from weblab_local import ggml
 from weblab_local.context import KV_TYPES
-from weblab_local.engine import KvType
 from weblab_local.gguf_header import Header
+from weblab_local.kv_types import KvType
 
 COPIES = 4
 """GGML_SCHED_MAX_COPIES: inputs kept per device when several devices work on several batches at once."""

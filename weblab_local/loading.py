@@ -7,10 +7,11 @@ from typing import Literal
 
 from weblab_local import llama_log
 from weblab_local.devices import list_devices, ram
-from weblab_local.engine import DEFAULT_N_CTX, Engine, KvType, require_kv_type
+from weblab_local.engine import DEFAULT_N_CTX, Engine
 from weblab_local.errors import NotEnoughMemory
 from weblab_local.gguf_header import read_header, require_gptneox
 from weblab_local.i18n import _
+from weblab_local.kv_types import KvType, require_kv_type
 from weblab_local.memory import Plan, make_plan
 from weblab_local.model_store import find_model
 from weblab_local.placement import Placement, read_placement

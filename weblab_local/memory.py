@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Literal
 
 from weblab_local.devices import Device
-from weblab_local.engine import KvType, batch_size
+from weblab_local.engine import batch_size
 from weblab_local.errors import NotEnoughMemory
 from weblab_local.footprint import (
     CELLS,
@@ -26,6 +26,7 @@ from weblab_local.footprint import (
 )
 from weblab_local.gguf_header import Header
 from weblab_local.i18n import _
+from weblab_local.kv_types import KvType
 from weblab_local.placement import Placement
 
 MARGIN = 512 * 2**20

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from weblab_local.engine import KvType
+from weblab_local.kv_types import KvType
 from weblab_local.model_store import read_settings, write_settings
 
 KEY = "bench"

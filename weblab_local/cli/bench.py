@@ -14,9 +14,9 @@ from weblab_local import bench
 from weblab_local.bandwidth import memory_bandwidth
 from weblab_local.bench import Row, Speed, Workload
 from weblab_local.devices import physical_cores
-from weblab_local.engine import KvType
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _
+from weblab_local.kv_types import KvType
 from weblab_local.model_store import demo_model, find_model
 from weblab_local.tuning import Setting, save_setting, usable_cpus
 

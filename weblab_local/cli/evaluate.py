@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from weblab_local.cli.session import open_model
-from weblab_local.engine import DEFAULT_N_CTX, Engine, KvType
+from weblab_local.engine import DEFAULT_N_CTX, Engine
 from weblab_local.errors import EvaluationError, ModelNotFoundError
 from weblab_local.evaluation.tasks import SUITES, TASKS, Suite, Task
 from weblab_local.i18n import _
+from weblab_local.kv_types import KvType
 from weblab_local.model_store import find_model, stored_models
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from weblab_local.engine import Engine, KvType
+from weblab_local.engine import Engine
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _
+from weblab_local.kv_types import KvType
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell gives it."""

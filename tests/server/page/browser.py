@@ -113,6 +113,10 @@ class Chat:
         The demo writes 1,900 tokens in less than two seconds; as events they are half a megabyte.
         """
         self.change_requests(logit_bias={"0": -100}, max_tokens=max_tokens)
+        self.slow_line(bytes_per_second)
+
+    def slow_line(self, bytes_per_second: int) -> None:
+        """Let the server's answers come no faster; -1 is as fast as they can."""
         network = {"offline": False, "latency": 0, "downloadThroughput": bytes_per_second, "uploadThroughput": -1}
         self.page.context.new_cdp_session(self.page).send("Network.emulateNetworkConditions", network)
 

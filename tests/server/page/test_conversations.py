@@ -37,6 +37,13 @@ def test_several_conversations_survive_a_reload(chat: Chat) -> None:
     expect(chat.field).to_have_value("")
 
 
+def test_the_draft_of_a_new_conversation_survives_a_reload(chat: Chat) -> None:
+    chat.field.fill("half a thought")
+    chat.page.reload()
+    expect(chat.field).to_have_value("half a thought")
+    expect(chat.conversations).to_have_count(0)
+
+
 def test_an_answer_goes_on_while_another_conversation_is_read(chat: Chat) -> None:
     chat.endless()
     chat.begin(HELLO)

@@ -35,9 +35,15 @@ const thread = new Thread({ edit, regenerate, openSettings: () => settingsDialog
 const composer = new Composer({ send, stop: () => answering.stop(current), editLast: () => thread.editLast() });
 
 /** The conversation on the screen; a new one is kept once something was said in it. */
-let current = conversations.all.get(tabStorage.read("current") ?? "") ?? newConversation();
+let current = lastOpen();
 /** Why the server did not say what model it has. @type {import("./api.js").ApiError | null} */
 let trouble = null;
+
+/** What this tab showed before it was reloaded; for a conversation in which nothing was said yet that is its draft. */
+function lastOpen() {
+  const id = tabStorage.read("current");
+  return id === null ? newConversation() : (conversations.all.get(id) ?? { ...newConversation(), id });
+}
 
 /** @param {Conversation} conversation */
 function open(conversation) {

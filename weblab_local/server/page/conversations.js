@@ -124,6 +124,8 @@ export class Conversations extends EventTarget {
     super();
     /** @type {Map<string, Conversation>} */
     this.all = new Map();
+    /** Those that could not be stored; that is said once. @type {Set<Conversation>} */
+    this.unstored = new Set();
     /** How many were stored and could not be read. They are left as they are. */
     this.damaged = 0;
     for (const name of storage.names(NAME)) {
@@ -160,7 +162,9 @@ export class Conversations extends EventTarget {
     if (!conversation.named) conversation.title = titleOf(conversation);
     conversation.revision = Math.floor(Math.random() * Number.MAX_SAFE_INTEGER);
     this.all.set(conversation.id, conversation);
-    if (!storage.write(NAME + conversation.id, JSON.stringify(conversation))) this.dispatchEvent(new Event("full"));
+    const isStored = storage.write(NAME + conversation.id, JSON.stringify(conversation));
+    if (!isStored && !this.unstored.has(conversation)) this.dispatchEvent(new Event("full"));
+    this.unstored[isStored ? "delete" : "add"](conversation);
     this.dispatchEvent(new Event("change"));
   }
 

@@ -46,10 +46,13 @@ export class TextBody {
     this.element = h("div", { class: "body" });
     /** @type {{ block: Block, node: Text }[]} */
     this.shown = [];
+    this.text = "";
   }
 
   /** @param {string} text */
   update(text) {
+    if (text === this.text) return;
+    this.text = text;
     const blocks = blocksOf(text);
     while (this.shown.length > blocks.length) this.#removeLast();
     blocks.forEach((block, i) => {
