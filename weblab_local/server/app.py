@@ -14,7 +14,6 @@ import weblab_local
 from weblab_local.attribution import attribution
 from weblab_local.engine import Engine
 from weblab_local.errors import WeblabError
-from weblab_local.i18n import _
 from weblab_local.server.chat_completions import ChatAnswer
 from weblab_local.server.completions import TextAnswer
 from weblab_local.server.config import ServerConfig
@@ -107,7 +106,7 @@ def _card(state: ServerState) -> ModelCard:
     return ModelCard(
         id=state.model_id,
         created=state.created,
-        owned_by=found.authors or _("unknown"),
+        owned_by=found.authors or "unknown",
         context_length=engine.longest_sequence,
         max_parallel=engine.n_parallel,
         instruction_tuned=engine.has_template,
