@@ -362,3 +362,25 @@ def test_an_answer_in_which_no_token_is_left_ends_with_an_error(engine: Engine, 
     with pytest.raises(SamplingError, match="forbid"):
         engine.generate(QUESTION, replace(params, logit_bias=dict.fromkeys(range(3000), -math.inf)))
     assert engine.generate(QUESTION, GREEDY).text
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= "a" #\rb ::= ' + "(" * 5000 + '"a"' + ")" * 5000,
+        'root ::= "\\"" ' + "(" * 5000 + '"a"' + ")" * 5000,
+        'root ::= [\\]"] ' + "(" * 5000 + '"a"' + ")" * 5000,
+    ],
+    ids=["a comment ends at a carriage return", "an escaped quote", "an escaped bracket"],
+)
+def test_nothing_hides_parentheses_from_the_check(grammar: str) -> None:
+    """llama.cpp's parser would overflow the stack."""
+    with pytest.raises(SamplingError, match="nests 5000 parentheses"):
+        SamplingParams(grammar=grammar)
+
+
+@pytest.mark.parametrize("part", ["[", '"', '"[\\', "#", "[\\]"])
+def test_a_grammar_that_never_closes_what_it_opens_is_read_in_one_pass(part: str) -> None:
+    SamplingParams(grammar=(part * 100_000)[:100_000])
+    with pytest.raises(SamplingError, match="characters"):
+        SamplingParams(grammar=part * 100_001)

@@ -55,6 +55,14 @@ def test_what_idle_sequences_hold_is_counted_with_what_a_request_may_need() -> N
     assert (done.finish_reason, done.stats.completion_tokens) == ("length", 2048 - len(prompt))
 
 
+def test_what_is_known_of_a_prompt_is_shared_before_it_is_forgotten_for_the_prompts_room() -> None:
+    system, first, second = long_prompt(500, 1), long_prompt(700, 2), long_prompt(100, 3)
+    with engine_of(4, n_ctx=2048) as engine:
+        engine.generate(system + first, ONE, raw=True)
+        done = engine.generate(system + second, replace(ENDLESS, max_tokens=1000), raw=True)
+    assert done.stats.cached_tokens == 500
+
+
 def test_instructions_share_the_preamble() -> None:
     with engine_of(1) as engine:
         previous: list[int] = []

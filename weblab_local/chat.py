@@ -173,12 +173,20 @@ class ChatSession:
                 ).format(n=alone, max_tokens=max_tokens, context=context, room=max(context - max_tokens, 0)),
                 _("Shorten it, or give the answer fewer max_tokens."),
             )
-        target = min(context // 2, context - max_tokens)
-        n_dropped = 0
-        while n_dropped < len(self._turns) and len(ids) > target:
-            n_dropped += 1
-            ids = self._ids(self._turns[n_dropped:], instruction)
-        return ids, tuple(self._turns[:n_dropped])
+        n_dropped = self._n_to_drop(instruction, min(context // 2, context - max_tokens))
+        return self._ids(self._turns[n_dropped:], instruction), tuple(self._turns[:n_dropped])
+
+    def _n_to_drop(self, instruction: str, target: int) -> int:
+        """How many of the oldest turns have to go for the rest to have at most `target` tokens, if that can be."""
+        tokenize = self.engine.tokenize
+        kept = len(tokenize(conversation_turn(instruction)))
+        for n_dropped in range(len(self._turns) - 1, -1, -1):
+            turn = self._turns[n_dropped]
+            first = len(tokenize(first_turn(turn.instruction, self._system))) + len(turn.answer_ids)
+            if kept + first > target:
+                return n_dropped + 1
+            kept += len(tokenize(conversation_turn(turn.instruction))) + len(turn.answer_ids)
+        return 0
 
     def _take_down(self, instruction: str, completion: Completion, n_dropped: int) -> None:
         self.last_stats = completion.stats

@@ -194,7 +194,7 @@ class Engine(AbstractContextManager["Engine"]):
     def restore_prefix(self, ids: Sequence[int], state: bytes) -> bool:
         """Put a saved state of `ids` into the KV cache. It has to come from the same build, model and settings.
 
-        False when there is no room, or llama.cpp refuses it; then nothing has changed.
+        False when there is no room, or llama.cpp refuses it. What idle sequences remembered is forgotten for it.
         """
         self._require_open()
         return self._scheduler.restore_prefix(ids, state)

@@ -34,6 +34,8 @@ MAX_DEPTH = 64
 """Schemas inside of each other, references included."""
 MAX_PARTS = 1500
 """Schemas, properties and values of enums in all."""
+MAX_BRANCHES = 100
+"""Schemas in one anyOf or oneOf: each is compared with each, here or by llama.cpp at every token."""
 MAX_OPTIONAL = 200
 """Properties that may be absent, in one object: after each, all others may follow."""
 
@@ -146,6 +148,10 @@ class _Rules:
             return self.add({"allOf": [alone, {key: one for key, one in schema.items() if key != "$ref"}]}, depth)
         for key in ("anyOf", "oneOf"):
             if key in schema:
+                if len(list_of(schema, key)) > MAX_BRANCHES:
+                    raise SchemaError(
+                        _("{keyword} has more than {most} schemas").format(keyword=key, most=MAX_BRANCHES)
+                    )
                 parts = [_together(schema, key, one) for one in list_of(schema, key)]
                 if key == "oneOf":
                     self._require_apart(parts)
@@ -179,6 +185,7 @@ class _Rules:
     def _all_of(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
         """The schemas of allOf as one: their properties together; else each may only say what no other says."""
         merged = {key: value for key, value in schema.items() if key != "allOf"}
+        self._count(len(list_of(schema, "allOf")))
         parts = [self._resolved(part) for part in list_of(schema, "allOf")]
         closed = [part for part in (merged, *parts) if part.get("additionalProperties", True) is not True]
         if closed and sum("properties" in part for part in (merged, *parts)) > 1:

@@ -45,11 +45,11 @@ class KvCache:
         if not idle or reserved > self._n_ctx:
             return None
         chosen = _best(idle, prompt)
+        self._begin_with_known(chosen, prompt, n_most)
         others = [sequence for sequence in idle if sequence is not chosen]
         while others and reserved + sum(len(sequence.tokens) for sequence in others) > self._n_ctx:
             self.forget(others.pop(0))
         chosen.reserved = n_cells
-        self._begin_with_known(chosen, prompt, n_most)
         return chosen
 
     def _begin_with_known(self, sequence: KvSequence, prompt: Sequence[int], n_most: int) -> None:
@@ -79,9 +79,9 @@ class KvCache:
 
     def save(self, ids: Sequence[int]) -> tuple[int, bytes]:
         """How many of `ids` an idle sequence has, and their state; (0, b"") when none has any."""
-        sequence = max(self.sequences, key=lambda s: common_prefix(s.tokens, ids))
-        length = common_prefix(sequence.tokens, ids)
-        if length == 0 or sequence.reserved:
+        sequence = max(self._idle, key=lambda s: common_prefix(s.tokens, ids), default=None)
+        length = 0 if sequence is None else common_prefix(sequence.tokens, ids)
+        if sequence is None or length == 0:
             return 0, b""
         self.forget(sequence, length)
         return length, self._context.save_sequence(sequence.index)

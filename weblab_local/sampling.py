@@ -35,8 +35,10 @@ MAX_RULES = 500
 """Of a grammar: llama.cpp follows them by recursion, and compares all places where an answer can be with each other."""
 MAX_REPETITIONS = 2000
 """Of one repetition, with those inside of it: ((x{9}){9}){9} are 729."""
-_NO_PARENTHESES = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
-"""Literals, character classes and comments of a GBNF grammar: parentheses in them nest nothing."""
+MAX_GRAMMAR = 100_000
+"""Characters."""
+_ENDS = {'"': '"', "[": "]", "#": "\n"}
+"""How literals, character classes and comments of a GBNF grammar end, by how they begin."""
 
 
 class SamplingError(WeblabError, ValueError):
@@ -161,7 +163,11 @@ def _check_grammar(grammar: object) -> None:
         )
     if "\0" in grammar or any("\ud800" <= character <= "\udfff" for character in grammar):
         raise SamplingError(_("The grammar holds a null character or half of a surrogate pair, which UTF-8 cannot."))
-    text = _NO_PARENTHESES.sub("", grammar)
+    if len(grammar) > MAX_GRAMMAR:
+        raise SamplingError(
+            _("The grammar has {n} characters; at most {most} can be read.").format(n=len(grammar), most=MAX_GRAMMAR)
+        )
+    text = _structure(grammar)
     steps = ({"(": 1, ")": -1}.get(character, 0) for character in text)
     deepest = max(accumulate(steps), default=0)
     if deepest > MAX_NESTING:
@@ -178,6 +184,23 @@ def _check_grammar(grammar: object) -> None:
                 n=repetitions, most=MAX_REPETITIONS
             )
         )
+
+
+def _structure(grammar: str) -> str:
+    """The grammar without its literals, character classes and comments: parentheses in those nest nothing."""
+    kept, end, escaped = [], "", False
+    for character in grammar:
+        if not end:
+            end = _ENDS.get(character, "")
+            if not end:
+                kept.append(character)
+        elif escaped:
+            escaped = False
+        elif character == "\\" and end != "\n":
+            escaped = True
+        elif character == end or (end == "\n" and character == "\r"):
+            end = ""
+    return "".join(kept)
 
 
 def _most_repetitions(grammar: str) -> int:

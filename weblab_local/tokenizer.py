@@ -7,19 +7,25 @@ are never parsed out of text: `<|endoftext|>` typed by a user stays text.
 import codecs
 import ctypes
 import unicodedata
+from itertools import groupby
 from typing import Any
 
 from weblab_local.errors import PromptError
 from weblab_local.i18n import _
 
+MOST_MARKS = 2000
+"""Combining marks in a row. Unicode's stream-safe format has 30."""
+
 
 def encode(vocab: Any, text: str) -> list[int]:
     """The token ids of `text`, as `AutoTokenizer(...)(text, add_special_tokens=False)` gives them.
 
-    `vocab` is llama.cpp's `llama_vocab` pointer. Raises PromptError for lone surrogates, which no UTF-8 can hold.
+    `vocab` is llama.cpp's `llama_vocab` pointer. Raises PromptError for lone surrogates, which no UTF-8 can hold, and
+    for thousands of combining marks on one letter.
     """
     from llama_cpp import llama_cpp
 
+    _require_few_marks(text)
     try:
         data = unicodedata.normalize("NFC", text).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -30,6 +36,15 @@ def encode(vocab: Any, text: str) -> list[int]:
     ids = (llama_cpp.llama_token * (len(data) + 1))()
     n_ids = llama_cpp.llama_tokenize(vocab, data, len(data), ids, len(ids), False, False)
     return list(ids[:n_ids])
+
+
+def _require_few_marks(text: str) -> None:
+    """Raise PromptError where NFC, whose time grows with the square of such a run, would take minutes."""
+    if len(text) <= MOST_MARKS or text.isascii():
+        return
+    for is_marks, run in groupby(text, lambda character: unicodedata.combining(character) > 0):
+        if is_marks and sum(1 for _character in run) > MOST_MARKS:
+            raise PromptError(_("The text has a letter with more than {n} combining marks.").format(n=MOST_MARKS))
 
 
 def piece(vocab: Any, token: int) -> bytes:

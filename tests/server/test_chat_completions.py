@@ -247,8 +247,32 @@ def test_response_formats(server: Running) -> None:
 
 
 def test_beyond_openai(server: Running) -> None:
-    done = ask(server, "x", extra_body={"grammar": 'root ::= "はい" | "いいえ"', "top_k": 1, "min_p": 0.1})
-    assert done.choices[0].message.content in ("はい", "いいえ")
+    one = ask(server, LONG.instruction, extra_body={"top_k": 1}, temperature=50, top_p=1)
+    likeliest = ask(server, LONG.instruction, extra_body={"top_k": 0, "min_p": 1}, temperature=50, top_p=1)
+    assert one.choices[0].message.content == likeliest.choices[0].message.content == LONG.response
+
+
+def test_an_assistants_message_without_content_is_an_empty_answer(server: Running) -> None:
+    messages = [*user("あ"), {"role": "assistant", "content": None}, *user(PAIR.instruction)]
+    assert ask(server, messages=messages, max_tokens=1).usage.completion_tokens == 1
+
+
+def test_a_line_break_of_unicode_does_not_break_an_events_line(server: Running) -> None:
+    """httpx ends a line at U+2028, as str.splitlines does."""
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "a\u2028b\u0085c"}}}
+    body = {"messages": user("x"), "response_format": schema, "stream": True}
+    with server.http as http, http.stream("POST", "/v1/chat/completions", json=body) as response:
+        found = events(list(response.iter_lines()))
+    assert "".join(c["delta"].get("content", "") for one in found for c in one["choices"]) == '"a\u2028b\u0085c"'
+
+
+def test_hundreds_of_turns_are_read_once(server: Running) -> None:
+    messages = user(
+        *(f"{n}番目の話です。" for n in range(1201)),
+    )
+    done = ask(server, messages=messages, max_tokens=10)
+    kept = ask(server, messages=messages[done.weblab["dropped_messages"] :], max_tokens=10)
+    assert done.usage.prompt_tokens == kept.usage.prompt_tokens <= 1024
 
 
 def test_progress_and_speeds_in_a_stream(server: Running) -> None:

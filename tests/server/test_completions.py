@@ -45,12 +45,6 @@ def test_several_prompts_with_several_answers_each(server: Running) -> None:
     assert done.usage.prompt_tokens == sum(len(reference.encode(pair.prompt)) for pair in pairs)
 
 
-def test_a_next_instruction_does_not_end_raw_text(server: Running) -> None:
-    """In a chat the model's own `### 指示:` ends the answer; here the text belongs to the caller."""
-    done = ask(server, "x", max_tokens=64, extra_body={"grammar": 'root ::= "### 指示:" "あ"'})
-    assert done.choices[0].text == "### 指示:あ"
-
-
 def test_the_default_is_openais_sixteen_tokens(server: Running) -> None:
     assert ask(server, LONG.prompt, max_tokens=None).usage.completion_tokens == 16
 
@@ -68,9 +62,18 @@ def test_a_stream_with_log_probabilities(server: Running) -> None:
     assert text == LONG.response
     assert (offsets, tokens) == (whole.text_offset, whole.tokens)
     assert logprobs == pytest.approx(whole.token_logprobs, abs=1e-3)
-    for offset, token in zip(offsets, tokens, strict=True):
-        assert text[offset:].startswith(token.replace("\N{REPLACEMENT CHARACTER}", "")) or "\ufffd" in token
+    whole_tokens = [(o, token) for o, token in zip(offsets, tokens, strict=True) if not token.startswith("bytes:")]
+    assert whole_tokens
+    assert all(text[offset:].startswith(token) for offset, token in whole_tokens)
     assert all(len(top) == 2 for top in whole.top_logprobs)
+
+
+def test_tokens_that_are_no_whole_characters_have_names_of_their_own(server: Running) -> None:
+    done = ask(server, LONG.prompt, logprobs=5, temperature=2, seed=1, max_tokens=60).choices[0]
+    entries = list(zip(done.logprobs.tokens, done.logprobs.token_logprobs, done.logprobs.top_logprobs, strict=True))
+    assert all(len(top) == 5 for _token, _logprob, top in entries)
+    assert all(top[token] == logprob for token, logprob, top in entries if token in top)
+    assert any(token.startswith("bytes:") for _token, _logprob, top in entries for token in top)
 
 
 @pytest.mark.parametrize(

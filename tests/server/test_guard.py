@@ -53,10 +53,18 @@ def test_page_health_and_description_are_open(locked: Running, path: str) -> Non
     assert status(locked, path, Authorization="") == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/nothing", "/v1/../v1/models"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/nothing", "/v1/%6dodels"])
 def test_all_of_the_api_is_behind_the_key(locked: Running, path: str) -> None:
-    assert status(locked, path, Authorization="") in (401, 404)
-    assert status(locked, "/v1/models", Authorization="") == 401
+    with locked.raw(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()) as connection:
+        assert connection.recv(12) == b"HTTP/1.1 401"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/../v1/models", "/%76%31/models", "//v1/models", "/V1/models", "http://127.0.0.1/v1/models"]
+)
+def test_no_other_way_leads_to_it(locked: Running, path: str) -> None:
+    with locked.raw(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()) as connection:
+        assert connection.recv(12) in (b"HTTP/1.1 401", b"HTTP/1.1 404")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +149,7 @@ def test_the_log_has_neither_prompt_nor_key_nor_path(locked: Running, caplog: py
     with locked.http as http:
         http.post("/v1/chat/completions", json={"messages": user(f"{secret} {PAIRS[0].instruction}"), "max_tokens": 4})
         http.post("/v1/chat/completions", json={"messages": user(secret), secret: 1})
-        http.post("/v1/chat/completions", json={"messages": user(secret), "grammar": secret})
+        http.post("/v1/chat/completions", json={"messages": user(secret), "response_format": {"type": secret}})
         http.get(f"/v1/{secret}?key={KEY}")
         http.get("/v1/models", headers={"Authorization": "Bearer a-wrong-key-that-was-typed"})
     server_lines = [r.getMessage() for r in caplog.records if r.name.startswith(("weblab_local.server", "uvicorn"))]

@@ -152,3 +152,22 @@ def test_a_server_that_ends_ends_its_streams() -> None:
             pass
         connection.close()
         assert running(engine) == 0
+
+
+def test_a_client_that_does_not_read_its_stream_is_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weblab_local.server.connection.SEND_SECONDS", 0.2)
+    greedy_one = {"messages": user(PAIRS[0].instruction), "temperature": 0}
+    body = ENDLESS_CHAT | {"n": 4, "logprobs": True, "top_logprobs": 20, "max_tokens": 450, "stream": True}
+    with engine_of(n_parallel=4) as engine, serving(engine, queue=0) as server, server.http as http:
+        connection = server.raw(post(CHAT, body))
+        until(lambda: running(engine))
+        until(lambda: http.post(CHAT, json=greedy_one).status_code == 200)
+        connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: 127"], ids=["nothing", "half a header"])
+def test_a_connection_on_which_no_request_comes_is_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weblab_local.server.serve.KEEP_ALIVE_SECONDS", 0.2)
+    with engine_of(n_parallel=1) as engine, serving(engine) as server, server.raw(sent) as connection:
+        assert connection.recv(100) == b""
+        assert greedy(server, PAIRS[0].instruction) == PAIRS[0].response

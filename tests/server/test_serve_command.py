@@ -119,6 +119,10 @@ def test_what_would_not_be_safe_is_refused(tmp_path: Path) -> None:
     assert "API key" in refused("--host", "0.0.0.0")
     assert "at least 16" in refused("--api-key", "short")
     assert "cannot be read" in refused("--api-key-file", str(tmp_path / "nothing"))
+    assert "is empty" in refused("--api-key", "")
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    assert "is empty" in refused("--api-key-file", str(empty))
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -128,7 +132,8 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_an_address_that_is_not_this_machines() -> None:
-    assert "cannot be listened on" in refused("--host", "192.0.2.1", "--api-key", KEY)
+    for host in ("192.0.2.1", "a..b"):
+        assert "cannot be listened on" in refused("--host", host, "--api-key", KEY)
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="needs IPv6")

@@ -110,6 +110,7 @@ BAD: list[Any] = [
     {"messages": user("x"), "temperature": "hot"},
     {"messages": user("x" * 20000)},
     {"messages": user("x"), "grammar": "root ::= nothing"},
+    {"messages": user("a" + "\u0300" * 9000)},
     {"messages": user("x"), "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": 5}}},
 ]
 

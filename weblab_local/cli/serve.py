@@ -83,13 +83,16 @@ def _keys(options: Options) -> list[str]:
     keys = [options.api_key, os.environ.get(KEY_VARIABLE)]
     if options.api_key_file is not None:
         try:
-            keys += options.api_key_file.read_text(encoding="utf-8").split()
+            keys += options.api_key_file.read_text(encoding="utf-8-sig").split()
         except (OSError, UnicodeDecodeError) as error:
             raise WeblabError(
                 _("{path} cannot be read: {error}.").format(path=options.api_key_file, error=error),
                 _("Write one API key on a line of it."),
             ) from None
-    return [key for key in keys if key]
+    found = [key for key in keys if key]
+    if not found and (options.api_key is not None or options.api_key_file is not None):
+        raise WeblabError(_("The API key is empty."), _("Give one, or leave the option out."))
+    return found
 
 
 def _greet(engine: Engine, host: str, port: int) -> None:

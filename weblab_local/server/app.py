@@ -52,7 +52,12 @@ def create_app(engine: Engine, config: ServerConfig) -> ASGIApp:
     if not config.cors_origins:
         return guarded
     return CORSMiddleware(
-        guarded, allow_origins=config.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        guarded,
+        allow_origins=config.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=["Retry-After"],
     )
 
 
@@ -73,7 +78,7 @@ def _api(state: ServerState) -> APIRouter:
     @router.post("/chat/completions", response_model=ChatCompletion, responses=_STREAMS)
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         """The next answer in a conversation; with `stream` as server-sent events."""
-        answer = await ChatAnswer.of(state, body)
+        answer = await while_connected(request.receive, ChatAnswer.of(state, body))
         if body.stream:
             return await stream_response(request.receive, answer.stream())
         return await while_connected(request.receive, answer.whole())
@@ -81,7 +86,7 @@ def _api(state: ServerState) -> APIRouter:
     @router.post("/completions", response_model=TextCompletion, responses=_STREAMS)
     async def completions(body: CompletionRequest, request: Request) -> Any:
         """What comes after a text; with `stream` as server-sent events."""
-        answer = await TextAnswer.of(state, body)
+        answer = await while_connected(request.receive, TextAnswer.of(state, body))
         if body.stream:
             return await stream_response(request.receive, answer.stream())
         return await while_connected(request.receive, answer.whole())

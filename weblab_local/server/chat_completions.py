@@ -51,11 +51,14 @@ class ChatAnswer(Answering):
         def read() -> "ChatAnswer":
             return cls(state, body, Conversation(body.messages, body.most_tokens, state.engine, state.memory))
 
-        return await asyncio.to_thread(read)  # a long text takes a while to become ids, and a schema a grammar
+        return await state.prepare(body.n, read)
 
     async def whole(self) -> ChatCompletion:
         """All answers, when the last has ended."""
         answers = await self._all()
+        return await asyncio.to_thread(self._completion, answers)  # thousands of log-probabilities take a while
+
+    def _completion(self, answers: Sequence[Completion]) -> ChatCompletion:
         return ChatCompletion(
             id=self._id,
             created=self._created,

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from weblab_local.generation import Completion
 from weblab_local.server.answering import Answering
 from weblab_local.server.answers import Piece, Question, Reading
 from weblab_local.server.requests import CompletionRequest, StreamOptions
@@ -46,11 +47,15 @@ class TextAnswer(Answering):
         def ids_of(prompt: str | list[int]) -> list[int]:
             return engine.tokenize(prompt) if isinstance(prompt, str) else engine.check_ids(prompt)
 
-        return await asyncio.to_thread(lambda: cls(state, body, [ids_of(prompt) for prompt in body.prompts]))
+        n_answers = len(body.prompts) * body.n
+        return await state.prepare(n_answers, lambda: cls(state, body, [ids_of(prompt) for prompt in body.prompts]))
 
     async def whole(self) -> TextCompletion:
         """All answers, when the last has ended."""
         answers = await self._all()
+        return await asyncio.to_thread(self._completion, answers)  # thousands of log-probabilities take a while
+
+    def _completion(self, answers: Sequence[Completion]) -> TextCompletion:
         wanted = self._body.logprobs is not None
         stats = [answer.stats for answer in answers]
         return TextCompletion(

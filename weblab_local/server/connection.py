@@ -15,6 +15,12 @@ from weblab_local.server.errors import api_error
 
 T = TypeVar("T")
 
+SEND_SECONDS = 30.0
+"""A client that does not read its stream for so long is taken for gone."""
+
+_LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""What JSON allows in a string, and some clients take for the end of an event's line."""
+
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -76,6 +82,8 @@ class EventStream(Response):
             async for one in self._rest:
                 await _send_event(send, _json(one))
             await _send_event(send, "[DONE]")
+        except ClientDisconnect:
+            raise
         except Exception as error:
             await _send_event(send, api_error(error).body.model_dump_json())
             if not isinstance(error, WeblabError):
@@ -84,8 +92,12 @@ class EventStream(Response):
 
 
 def _json(one: Mapping[str, Any]) -> str:
-    return json.dumps(one, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(one, ensure_ascii=False, separators=(",", ":")).translate(_LINE_BREAKS)
 
 
 async def _send_event(send: Send, data: str) -> None:
-    await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+    except TimeoutError:
+        raise ClientDisconnect from None

@@ -84,9 +84,10 @@ class Conversation:
         least = min(self.max_tokens, LEAST_ROOM)
         if room < least:
             raise PromptTooLong(
-                _("The last message has {n} tokens with its template; the context holds {context}.").format(
-                    n=alone, context=context
-                ),
+                _(
+                    "The last message and the system message have {n} tokens with the template; "
+                    "the context holds {context}."
+                ).format(n=alone, context=context),
                 _("Shorten it."),
             )
         return min(self.max_tokens, context // 2, room)

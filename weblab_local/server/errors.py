@@ -48,6 +48,7 @@ class ApiError(HTTPException):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = printable(message)
         super().__init__(status, message, headers)
         self.body = ErrorResponse(
             error=ErrorDetail(message=message, type=TYPES.get(status, "invalid_request_error"), param=param, code=code)
@@ -88,13 +89,13 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
         return ApiError(400, _("The body is not a JSON object."), code="invalid_json")
     if first["type"] == "extra_forbidden":
         message = _("{param} is not supported here. Leave it out.").format(param=param)
-        return ApiError(400, printable(message), code="unsupported_parameter", param=printable(param or ""))
+        return ApiError(400, message, code="unsupported_parameter", param=printable(param or ""))
     if len({_branch(error) for error in errors}) > 1 and all(_place(error)[:1] == place[:1] for error in errors):
         message = _("{param} has none of the forms it may have.").format(param=place[0])
         return ApiError(400, message, code="invalid_value", param=place[0])
     complaint = str(first["msg"]).removeprefix("Value error, ")
     message = f"{param}: {complaint}" if param else complaint
-    return ApiError(400, printable(message), code="invalid_value", param=param and printable(param))
+    return ApiError(400, message, code="invalid_value", param=param and printable(param))
 
 
 def _place(error: Any) -> list[str]:

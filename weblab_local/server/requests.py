@@ -1,5 +1,7 @@
 """The bodies of requests: OpenAI's fields that an engine like this can honour, and llama.cpp's samplers beside them.
 
+GBNF grammars are not among them: a short one can keep llama.cpp busy for hours, and nothing can interrupt it there.
+
 What is not here is refused by name: a field that is ignored would be a promise that is not kept.
 """
 
@@ -14,6 +16,8 @@ from weblab_local.sampling import MAX_SEED, SamplingParams
 MOST_CHOICES = 16
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
+MOST_MESSAGES = 2048
+MOST_BIASES = 2048
 DEFAULT_MAX_TOKENS = 512
 
 
@@ -46,10 +50,13 @@ class SamplingRequest(_Body):
     presence_penalty: float = Field(0.0, ge=-100, le=100)
     frequency_penalty: float = Field(0.0, ge=-100, le=100)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes a run repeatable on the same machine.")
-    stop: str | list[str] | None = Field(None, description=f"Up to {MOST_STOPS} texts that end the answer.")
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = Field(
+        None, description="Texts that end the answer."
+    )
     n: int = Field(1, ge=1, le=MOST_CHOICES)
-    logit_bias: dict[str, float] | None = Field(None, description="Token id to what is added to its logit.")
-    grammar: str | None = Field(None, description="Beyond OpenAI: a GBNF grammar that the answer follows.")
+    logit_bias: dict[str, float] | None = Field(
+        None, max_length=MOST_BIASES, description="Token id to what is added to its logit."
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Accepted; nothing depends on it.")
@@ -58,8 +65,6 @@ class SamplingRequest(_Body):
     def _check(self) -> "SamplingRequest":
         if self.stream_options is not None and not self.stream:
             raise ValueError(_("stream_options are for streams: set stream."))
-        if not isinstance(self.stop, str) and len(self.stop or ()) > MOST_STOPS:
-            raise ValueError(_("stop has at most {n} texts.").format(n=MOST_STOPS))
         if not all(token.isascii() and token.isdigit() and len(token) < 10 for token in self.logit_bias or ()):
             raise ValueError(_("The keys of logit_bias are token ids."))
         return self
@@ -80,7 +85,6 @@ class SamplingRequest(_Body):
             max_tokens=max_tokens,
             stop=self.stop or (),
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
-            grammar=self.grammar,
             json_schema=json_schema,
         )
 
@@ -105,6 +109,14 @@ class Message(_Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str | list[TextPart], BeforeValidator(_no_other_parts, str | list[TextPart])]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_text(cls, data: Any) -> Any:
+        """An assistant's message may come without content, which is an empty answer."""
+        if isinstance(data, dict) and data.get("role") == "assistant" and data.get("content") is None:
+            return {**data, "content": ""}
+        return data
 
     @property
     def text(self) -> str:
@@ -146,7 +158,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 class ChatRequest(SamplingRequest):
     """A conversation, of which the next answer is wanted."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_tokens: int | None = Field(None, ge=1, lt=2**31, description="Of the answer, which never outgrows the context.")
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="The same under its newer name.")
     logprobs: bool = False
@@ -159,8 +171,6 @@ class ChatRequest(SamplingRequest):
             raise ValueError(_("top_logprobs needs logprobs."))
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ValueError(_("max_tokens and max_completion_tokens are the same thing; give one."))
-        if self.grammar is not None and self.json_schema is not None:
-            raise ValueError(_("Give a grammar or a response_format, not both."))
         return self
 
     @property
@@ -187,11 +197,21 @@ class ChatRequest(SamplingRequest):
 _Prompt = str | list[str] | list[int] | list[list[int]]
 
 
+def _one_form(prompt: object) -> object:
+    """Refuse a list that begins with what no prompt has, before every form is tried on every entry."""
+    if isinstance(prompt, list) and prompt:
+        kinds = {type(entry) for entry in prompt}
+        if len(kinds) > 1 or not kinds <= {str, int, list} or (kinds == {list} and len(prompt) > MOST_CHOICES):
+            raise ValueError(_("prompt is a text, token ids, or up to {n} of either.").format(n=MOST_CHOICES))
+    return prompt
+
+
 class CompletionRequest(SamplingRequest):
     """A text, or token ids, to go on with as they are: no template."""
 
     prompt: Annotated[
         _Prompt,
+        BeforeValidator(_one_form),
         WithJsonSchema(
             {
                 "anyOf": [

@@ -1,5 +1,6 @@
 """The bodies of answers, as OpenAI writes them, and under `weblab` what goes beyond."""
 
+import codecs
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -196,19 +197,25 @@ def chat_logprobs(engine: Engine, entries: Sequence[TokenLogprob]) -> ChatLogpro
 
 def text_logprobs(engine: Engine, entries: Sequence[TokenLogprob], before: bytes = b"") -> TextLogprobs:
     """The same in the form of /v1/completions. `before` are the bytes of the answer's tokens so far."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    n_characters = len(decoder.decode(before))
     tokens, offsets = [], []
-    data = before
     for entry in entries:
         piece = engine.piece(entry.token_id)
-        tokens.append(piece.decode("utf-8", errors="replace"))
-        offsets.append(len(data.decode("utf-8", errors="ignore")))
-        data += piece
+        tokens.append(_as_text(piece))
+        offsets.append(n_characters)
+        n_characters += len(decoder.decode(piece))
     return TextLogprobs(
         tokens=tokens,
         token_logprobs=[entry.logprob for entry in entries],
-        top_logprobs=[
-            {engine.piece(token).decode("utf-8", errors="replace"): logprob for token, logprob in entry.top}
-            for entry in entries
-        ],
+        top_logprobs=[{_as_text(engine.piece(token)): logprob for token, logprob in entry.top} for entry in entries],
         text_offset=offsets,
     )
+
+
+def _as_text(piece: bytes) -> str:
+    """A token's text, or `bytes:` and its bytes in hexadecimal where they are no whole characters."""
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)

@@ -1,10 +1,12 @@
 """From an engine and settings to a server that listens, until it is told to end."""
 
+import asyncio
 import socket
 import sys
 from collections.abc import Callable
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from weblab_local.engine import Engine
 from weblab_local.errors import WeblabError
@@ -34,11 +36,9 @@ def listen(config: ServerConfig) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise WeblabError(
-            _("{host}:{port} cannot be listened on: {error}.").format(
-                host=config.host, port=config.port, error=error.strerror
-            ),
+            _("{host}:{port} cannot be listened on: {error}.").format(host=config.host, port=config.port, error=error),
             _("Another program may have the port: --port 0 takes a free one."),
         ) from None
     return listener
@@ -54,6 +54,7 @@ class Server:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 create_app(engine, config),
+                http=_Protocol,
                 access_log=False,
                 log_config=None,
                 log_level="critical",  # its messages quote what was sent
@@ -74,6 +75,25 @@ class Server:
     def stop(self) -> None:
         """Take no more requests, and let `run` end soon."""
         self._uvicorn.should_exit = True
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's protocol, which also closes a connection on which no request has come for KEEP_ALIVE_SECONDS."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_request()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait_for_request()
+
+    def _wait_for_request(self) -> None:
+        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
 
 class _Uvicorn(uvicorn.Server):

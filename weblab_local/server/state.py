@@ -1,9 +1,11 @@
 """What all requests to a server share."""
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from weblab_local.engine import Engine
 from weblab_local.i18n import _
@@ -12,6 +14,11 @@ from weblab_local.server.answers import Event, Question, answer
 from weblab_local.server.config import ServerConfig
 from weblab_local.server.conversation import AnswerMemory
 from weblab_local.server.errors import ApiError
+
+T = TypeVar("T")
+
+PREPARED_AT_ONCE = 2
+"""Requests whose text is read at the same time."""
 
 DEFAULT_NAME = "default"
 """Stands for the loaded model in requests, beside its own name."""
@@ -28,6 +35,7 @@ class ServerState:
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.engine.n_parallel, self.config.queue)
+        self._preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
 
     @property
     def model_id(self) -> str:
@@ -43,6 +51,15 @@ class ServerState:
                 code="model_not_found",
                 param="model",
             )
+
+    async def prepare(self, n: int, work: Callable[[], T]) -> T:
+        """What `work` makes of a request for `n` answers, in a thread: a long text takes a while to become ids.
+
+        Raises ApiError 429 where there is no room for the answers, and what `work` raises.
+        """
+        with self.admission.admit(n):
+            async with self._preparing:
+                return await asyncio.to_thread(work)
 
     async def answer(self, questions: Sequence[Question], *, progress: bool = False) -> AsyncGenerator[Event, None]:
         """The events of all answers. Raises ApiError 429 before the first where there is no room."""
