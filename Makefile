@@ -1,56 +1,61 @@
-# Everything works from a fresh clone: each target makes .venv itself.
+# Everything works from a fresh clone: each target makes .venv itself. On Windows: in Git Bash, which has awk, touch, rm.
 
 VENV    ?= .venv
-PYTHON  ?= python3
 MODEL   ?= matsuo-lab/weblab-10b-instruction-sft
 QUANT   ?= Q4_K_M
 DEMO    := convert/demo/weblab-demo-instruction-sft
 
 ifeq ($(OS),Windows_NT)
-BIN := $(VENV)/Scripts
+PYTHON ?= python
+BIN    := $(VENV)/Scripts
 else
-BIN := $(VENV)/bin
+PYTHON ?= python3
+BIN    := $(VENV)/bin
 endif
 
+INSTALL = $(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) $(if $(PORTABLE),--$(if $(filter 0,$(PORTABLE)),no-)portable) $(if $(V),--verbose)
+
 .DEFAULT_GOAL := help
-.PHONY: help install convert verify chat eval demo test check clean
+.PHONY: help install convert verify chat eval demo app wheel test test-app test-gpu check clean
 
 help: ## Show this list
 	@echo "weblab-local: weblab-10b-instruction-sft on your own computer"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  variables: BACKEND=cpu|cuda|metal|vulkan  MODEL=folder-or-hub-id  REVISION=...  QUANT=\"Q4_K_M Q8_0\""
-	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  HTML=file  JSON=file  TEXTS=file"
+	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  TOKENIZER=folder"
+	@echo "             HTML=file  JSON=file  TEXTS=file"
+	@echo "             V=1 shows what pip says; otherwise it is in build/install.log"
 
 $(VENV)/pyvenv.cfg:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
-	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND))
+	@$(INSTALL)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
-	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) --extras convert,server,eval,dev
+	@$(INSTALL) --extras convert,server,eval,dev
 	@touch $@
 
 $(VENV)/.installed-eval: pyproject.toml constraints.txt | $(VENV)/.installed
-	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) --extras convert,server,eval
+	@$(INSTALL) --extras convert,server,eval
 	@touch $@
 
-install: $(VENV)/pyvenv.cfg ## Install into .venv; BACKEND chooses what llama.cpp is compiled for
-	$(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND))
+install: $(VENV)/pyvenv.cfg ## Install into .venv; BACKEND and PORTABLE=1 say what llama.cpp is compiled for
+	@$(INSTALL)
 	@touch $(VENV)/.installed
 
 convert: $(VENV)/.installed ## Download the model and convert it; the result goes to your data directory
 	@$(BIN)/python -m convert "$(MODEL)" --quant "$(QUANT)" $(if $(REVISION),--revision "$(REVISION)") \
 		$(if $(OUTPUT),--output "$(OUTPUT)") $(if $(IMATRIX),--imatrix "$(if $(filter 1,$(IMATRIX)),auto,$(IMATRIX))") \
-		$(if $(FORCE),--force) $(if $(LOW_DISK),--low-disk)
+		$(if $(FORCE),--force) $(if $(LOW_DISK),--low-disk) $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)")
 
 verify: $(VENV)/.installed ## Compare what was converted with the model it was made from; FILES="..." for others
 	@$(BIN)/python -m convert.verify "$(MODEL)" $(or $(FILES),$(if $(OUTPUT),"$(OUTPUT)")) \
 		$(if $(REVISION),--revision "$(REVISION)") $(if $(HTML),--html "$(HTML)") $(if $(JSON),--json "$(JSON)") \
-		$(if $(TEXTS),--texts "$(TEXTS)")
+		$(if $(TEXTS),--texts "$(TEXTS)") $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)")
 
 chat: $(VENV)/.installed ## Talk with the newest converted model
 	@$(BIN)/weblab-local chat
@@ -59,17 +64,32 @@ eval: $(VENV)/.installed-eval ## The model card's benchmark on the newest model;
 	@$(BIN)/weblab-local eval $(if $(SUITE),--suite "$(SUITE)") $(if $(TASKS),--tasks "$(TASKS)") \
 		$(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit "$(LIMIT)")
 
+# The question is in a file: on Windows, make passes arguments on in the system's character set.
 demo: $(VENV)/.installed ## The whole road on the demo checkpoint: convert it, ask it the model card's question
 	@model=$$($(BIN)/python -m convert $(DEMO) --quant "$(firstword $(QUANT))" --output build/demo --force) && \
-		$(BIN)/weblab-local generate --model "$$model" --temperature 0 大規模言語モデルについて説明してください。
+		$(BIN)/weblab-local generate --model "$$model" --temperature 0 < convert/demo/question.txt
+
+app: $(VENV)/.installed-dev ## Build dist/weblab-local: a folder that runs without Python, on any processor of this kind
+	@$(BIN)/python -m convert.app
+
+wheel: $(VENV)/.installed-dev ## Write wheels for machines without a compiler to dist/
+	@$(BIN)/python -m convert.wheel
 
 test: $(VENV)/.installed-dev ## Run the tests
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed-dev ## Run ruff and mypy
+test-app: app ## Build the app and test it, on old processors too (qemu-user)
+	$(BIN)/python -m pytest tests/app
+
+test-gpu: $(VENV)/pyvenv.cfg ## Run the tests that want a device; BACKEND=vulkan, cuda, metal, or rpc for a local worker
+	@$(subst --backend rpc,,$(INSTALL)) --extras convert,server,eval,dev
+	WEBLAB_TEST_BACKEND=$(or $(BACKEND),$(error BACKEND=vulkan, cuda, metal or rpc is needed)) $(BIN)/python -m pytest tests/gpu
+
+check: $(VENV)/.installed-dev ## Run ruff, mypy and import-linter, which holds the layers of both houses
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean: ## Remove .venv and what was built here; converted models stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

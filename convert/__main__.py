@@ -1,18 +1,17 @@
 """`python -m convert`: arguments, exit codes. Everything heavy is imported when the work begins."""
 
 import logging
-import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from convert.command import command_line, interrupt_on_terminate, reported, start
+
 DEFAULT_SOURCE = "matsuo-lab/weblab-10b-instruction-sft"
 
-app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
-)
+app = command_line()
 
 
 @app.command()
@@ -37,6 +36,9 @@ def main(
         Literal["auto", "weblab", "none"],
         typer.Option(help="The template to put in: the checkpoint's own or, for an instruction model, weblab's."),
     ] = "auto",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of the tokenizer's files, if it is another than the weights'.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that quantize; default: all cores.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say more.")] = False,
 ) -> None:
@@ -45,10 +47,9 @@ def main(
     Prints the paths of the results on stdout and everything else on stderr.
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_terminate()
     from convert.run import AUTO, Request, next_step, run
-    from weblab_local.errors import WeblabError
-    from weblab_local.model_store import models_dir
+    from weblab_local.models.store import models_dir
 
     request = Request(
         source=source,
@@ -60,23 +61,14 @@ def main(
         chat_template=chat_template,
         threads=threads,
         imatrix=AUTO if imatrix == AUTO else Path(imatrix) if imatrix else None,
+        tokenizer=tokenizer and tokenizer.expanduser(),
     )
-    try:
+    with reported("convert", "no unfinished model was left behind. The same command makes what is missing."):
         paths = run(request)
-    except WeblabError as error:
-        print(f"convert: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        print("\nconvert: interrupted; no unfinished model was left behind. Run it again.", file=sys.stderr)
-        raise typer.Exit(130) from None
     print(next_step(paths), file=sys.stderr)
     for path in paths:
         print(path)
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    app(prog_name="python -m convert")
+    start(app, "convert")

@@ -8,15 +8,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from weblab_local.sizes import byte_count
+
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines where stderr is no terminal."""
-
-
-def format_bytes(n_bytes: float) -> str:
-    """A size for a person: "6.31 GB", "5.1 MB", "812 kB"; decimal, as disks and downloads are counted."""
-    if n_bytes >= 1e9:
-        return f"{n_bytes / 1e9:.2f} GB"
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.0f} kB"
 
 
 def say(message: str) -> None:
@@ -49,8 +44,8 @@ def plain_lines(title: str, write: Callable[[str], None], clock: Callable[[], fl
         seconds = max(now - started, 1e-9)
         left = (total - done) * seconds / max(done, 1)
         write(
-            f"{title}: {format_bytes(done)} of {format_bytes(total)} ({100 * done // max(total, 1)}%), "
-            f"{format_bytes(done / seconds)}/s, " + (f"{_minutes(left)} left" if done < total else _minutes(seconds))
+            f"{title}: {byte_count(done)} of {byte_count(total)} ({100 * done // max(total, 1)}%), "
+            f"{byte_count(done / seconds)}/s, " + (f"{_minutes(left)} left" if done < total else _minutes(seconds))
         )
 
     return update

@@ -11,21 +11,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from convert import download, output, quantize
-from convert.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_folder
 from convert.errors import ConversionError, OutputError
-from convert.imatrix import ImatrixFile, open_imatrix
-from convert.low_disk import LowDiskFolder
-from convert.mixtures import ALL, Mixture, mixture
-from convert.pipeline import Verify, convert, source_record
-from convert.plan import Plan, check_room, make_plan
-from convert.progress import format_bytes, say, shown
-from convert.source import ChatTemplateChoice, Source, local_source, model_card
+from convert.model.find_checkpoint import announce
+from convert.model.preview import preview
+from convert.progress import say, shown
+from convert.quantization import quantize
+from convert.quantization.imatrix import ImatrixFile, open_imatrix
+from convert.quantization.mixtures import ALL, Mixture, mixture
+from convert.source import download
+from convert.source.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_folder
+from convert.source.low_disk import LowDiskFolder
+from convert.source.source import ChatTemplateChoice, Source, local_source, model_card
+from convert.source.tokenizer_files import TOKENIZER_FILES, require_tokenizer_folder
+from convert.writing import output
+from convert.writing.pipeline import Verify, convert, source_record
+from convert.writing.plan import Plan, check_room, make_plan
 from weblab_local.errors import WeblabError
-from weblab_local.model_store import IMATRIX_SUFFIX, models_dir
+from weblab_local.files import sha256
+from weblab_local.models.store import IMATRIX_SUFFIX, models_dir
+from weblab_local.shell import quoted
+from weblab_local.sizes import byte_count
 
 if TYPE_CHECKING:
-    from convert.calibrate import CalibrationTexts
+    from convert.calibration.calibrate import CalibrationTexts
 
     Importance = ImatrixFile | CalibrationTexts | None
 
@@ -46,6 +54,8 @@ class Request:
     chat_template: ChatTemplateChoice = "auto"
     threads: int | None = None
     imatrix: Path | Literal["auto"] | None = None
+    tokenizer: Path | None = None
+    """The folder of the tokenizer's files, where they are not beside the weights."""
 
 
 def run(request: Request) -> list[Path]:
@@ -58,6 +68,7 @@ def run(request: Request) -> list[Path]:
             "W4 reads the checkpoint again when it is converted, and --low-disk keeps none of it.",
             "Leave --low-disk out, or choose Q4_K_M.",
         )
+    require_tokenizer_folder(request.tokenizer)
     imatrix = _importance(request)
     try:
         request.output_folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +97,7 @@ def _importance(request: Request) -> "Importance":
             "--imatrix auto runs the whole checkpoint, of which --low-disk never has more than one shard.",
             "Leave one of them out, or give --imatrix a finished file.",
         )
-    from convert.calibrate import calibration_texts  # torch
+    from convert.calibration.calibrate import calibration_texts  # torch
 
     return calibration_texts()
 
@@ -97,7 +108,7 @@ def _from_folder(request: Request, mixtures: Sequence[Mixture], imatrix: "Import
         raise ConversionError("--revision and --low-disk are for checkpoints from the Hub, not for a folder.")
     require_checkpoint_folder(folder)
     source = local_source(folder)
-    checkpoint = open_checkpoint(source.folder)
+    checkpoint = open_checkpoint(source.folder, tokenizer=request.tokenizer, report=say)
     plan = _plan(request, source, checkpoint, mixtures, imatrix if isinstance(imatrix, ImatrixFile) else None)
     recorded = source_record(checkpoint, plan)
     wanted = [o for o in plan.outputs if not _is_done(request, o.path, recorded, _recipe(request, o.mixture, imatrix))]
@@ -107,7 +118,7 @@ def _from_folder(request: Request, mixtures: Sequence[Mixture], imatrix: "Import
 
 
 def _from_hub(request: Request, mixtures: Sequence[Mixture], imatrix: "Importance") -> list[Path]:
-    hub = download.find(request.source, request.revision, say)
+    hub = download.find(request.source, request.revision, say, with_tokenizer=request.tokenizer is None)
     name = hub.repository.rpartition("/")[2]
     known = {"repository": hub.repository, "revision": hub.commit}
     wanted = [
@@ -116,16 +127,25 @@ def _from_hub(request: Request, mixtures: Sequence[Mixture], imatrix: "Importanc
     if not wanted:
         return [_path(request, name, m) for m in mixtures]
     with ExitStack() as stack:
+        folder = None
         if request.low_disk and hub.missing_bytes:
             folder = stack.enter_context(LowDiskFolder(hub, request.output_folder, say))
-            checkpoint = folder.open()
+            small, missing, shared = folder.fetch_small(), folder.missing_bytes, True
+        else:
+            announce(hub)
+            small, missing = download.fetch_small(hub, say), hub.missing_bytes
+            shared = download.shares_disk_with_cache(request.output_folder)
+        known_imatrix = imatrix if isinstance(imatrix, ImatrixFile) else None
+        source = Source(name, small, hub.repository, hub.commit)
+        plan = _plan(request, source, preview(small, request.tokenizer), wanted, known_imatrix)
+        check_room(plan, request.output_folder, missing if shared else 0)
+        if folder is not None:
+            checkpoint = folder.open(request.tokenizer)
             extra_disk = folder.missing_bytes
         else:
-            _check_download(hub)
-            checkpoint = open_checkpoint(download.download(hub, say))
+            checkpoint = open_checkpoint(download.download(hub, say), tokenizer=request.tokenizer)
             extra_disk = 0
-        source = Source(name, checkpoint.folder, hub.repository, hub.commit)
-        plan = _plan(request, source, checkpoint, wanted, imatrix if isinstance(imatrix, ImatrixFile) else None)
+        plan = _plan(request, source, checkpoint, wanted, known_imatrix)
         _convert(request, source, checkpoint, plan, imatrix, extra_disk)
     note = download.cache_note(hub)
     if note:
@@ -141,13 +161,16 @@ def _recipe(request: Request, mixture: Mixture, imatrix: "Importance") -> dict[s
     recipe: dict[str, Any] = {"mixture": mixture.name, "chat_template": request.chat_template}
     if mixture.compensated:
         recipe |= {"compensation": _compensation().recipe()}
+    if request.tokenizer is not None:
+        files = [path for name in TOKENIZER_FILES if (path := request.tokenizer / name).is_file()]
+        recipe |= {"tokenizer": {path.name: sha256(path) for path in files}}
     return recipe if imatrix is None else recipe | {"imatrix": imatrix.record}
 
 
 def _compensation() -> ModuleType:
     """The module, which needs Numba and torch."""
     try:
-        return importlib.import_module("convert.compensation")
+        return importlib.import_module("convert.calibration.compensation")
     except ImportError as error:
         raise ConversionError(f"W4 cannot be made here: {error}.", "Run make install, or choose Q4_K_M.") from None
 
@@ -167,13 +190,6 @@ def _is_done(request: Request, path: Path, source: dict[str, Any], recipe: dict[
     return False
 
 
-def _check_download(hub: download.HubCheckpoint) -> None:
-    missing = hub.missing_bytes
-    if missing:
-        say(f"{hub.repository} at {hub.commit[:12]}: {format_bytes(missing)} to download.")
-        download.check_cache_room(missing)
-
-
 def _plan(
     request: Request,
     source: Source,
@@ -189,7 +205,7 @@ def _calibrated(
     request: Request, source: Source, checkpoint: Checkpoint, plan: Plan, texts: "CalibrationTexts"
 ) -> Plan:
     """The plan with an importance matrix, which is made now or was made of the same before."""
-    from convert.calibrate import calibrated  # torch
+    from convert.calibration.calibrate import calibrated  # torch
 
     check_room(plan, request.output_folder)  # what cannot be converted need not be calibrated
     imatrix = calibrated(checkpoint, texts, request.output_folder / f"{source.name}{IMATRIX_SUFFIX}", request.force)
@@ -212,15 +228,20 @@ def _convert(
         f"{plan.n_weights / 1e9:.3g} billion weights"
     )
     for planned in plan.outputs:
-        say(f"  {planned.mixture.name}: {planned.size} bytes ({format_bytes(planned.size)}) to {planned.path}")
+        say(f"  {planned.mixture.name}: {planned.size} bytes ({byte_count(planned.size)}) to {planned.path}")
         output.remove_leftovers(planned.path)
         output.unverified_path(planned.path).unlink(missing_ok=True)
     room = check_room(plan, request.output_folder, extra_disk)
     say(
-        f"disk: {format_bytes(room.disk)} needed, {format_bytes(room.disk_free)} free; "
-        f"memory: about {format_bytes(room.memory)} needed, {format_bytes(room.memory_available)} available; "
+        f"disk: {byte_count(room.disk)} needed, {byte_count(room.disk_free)} free; "
+        f"memory: about {byte_count(room.memory)} needed, {byte_count(room.memory_available)} available; "
         f"{plan.n_threads} threads"
     )
+    if plan.vocabulary.left_out:
+        say(
+            f"Left out of the vocabulary, because the embedding has no rows for them: "
+            f"{', '.join(plan.vocabulary.left_out)}."
+        )
     if not plan.card.chat_template:
         say("No chat template: a base model, or one whose template is not known (see --chat-template).")
     if plan.imatrix is not None:
@@ -232,7 +253,7 @@ def _convert(
     verify = _verification(request, checkpoint, plan)
     results = convert(checkpoint, plan, lambda m: _recipe(request, m, importance), shown, refine, verify)
     for result in results:
-        say(f"{result.path}: {format_bytes(result.size)}, sha256 {result.sha256}")
+        say(f"{result.path}: {byte_count(result.size)}, sha256 {result.sha256}")
     if plan.card.licence:
         say(f"Licence of the model: {plan.card.licence}" + _non_commercial(plan.card.licence))
 
@@ -247,12 +268,18 @@ def _verification(request: Request, checkpoint: Checkpoint, plan: Plan) -> Verif
         return None
 
     def verify(paths: Sequence[Path]) -> Sequence[Mapping[str, Any] | None]:
-        from convert.report import sentence
-        from convert.verify import short_verification
+        from convert.verification.report import sentence
+        from convert.verification.verify import short_verification
 
         say("comparing the result with the checkpoint on a few texts (VERIFY=0 leaves that out)")
         try:
             report = short_verification(checkpoint, plan.card.name, paths, request.threads)
+        except KeyboardInterrupt:
+            say(
+                "interrupted: the result is finished and kept, but not compared with the checkpoint. To compare it:\n"
+                + _comparison(request, plan)
+            )
+            raise
         except (WeblabError, OSError) as error:
             say(f"The result could not be compared with the checkpoint, and is kept as it is: {error}")
             return [None] * len(paths)
@@ -262,6 +289,14 @@ def _verification(request: Request, checkpoint: Checkpoint, plan: Plan) -> Verif
         return [figures[path.name] for path in paths]
 
     return verify
+
+
+def _comparison(request: Request, plan: Plan) -> str:
+    """Return the command that compares the plan's outputs with the checkpoint."""
+    revision = [] if request.revision is None else ["--revision", request.revision]
+    files = [str(planned.path) for planned in plan.outputs]
+    tokenizer = [] if request.tokenizer is None else ["--tokenizer", str(request.tokenizer)]
+    return quoted("python", "-m", "convert.verify", request.source, *files, *revision, *tokenizer)
 
 
 def _say_imatrix(imatrix: ImatrixFile, without: Sequence[str]) -> None:
@@ -274,14 +309,14 @@ def _say_imatrix(imatrix: ImatrixFile, without: Sequence[str]) -> None:
 
 def next_step(paths: Sequence[Path]) -> str:
     """What to type to talk with the first of `paths`."""
-    program = Path(sys.executable).with_name("weblab-local")
-    command = "weblab-local" if shutil.which("weblab-local") or not program.exists() else _short(program)
+    program = shutil.which("weblab-local", path=str(Path(sys.executable).parent))  # finds the .exe on Windows
+    command = "weblab-local" if shutil.which("weblab-local") or not program else _short(Path(program))
     in_store = paths[0].parent.resolve() == models_dir().resolve()
-    return f"Next: {command} chat" + ("" if in_store else f" --model {_short(paths[0])}")
+    return "Next: " + quoted(command, "chat", *([] if in_store else ["--model", _short(paths[0])]))
 
 
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _non_commercial(licence: str) -> str:

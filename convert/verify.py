@@ -1,221 +1,30 @@
-"""`python -m convert.verify`: GGUF files against the checkpoint they were made from.
+"""`python -m convert.verify`: compare GGUF files with their checkpoint; the report as text, JSON and a page."""
 
-    each file --file_check--> weights, metadata, vocabulary: are they the checkpoint's?
-    texts --measurement--> ids --reference--> log-probabilities of the checkpoint, computed once for all files
-                           ids --runtime--> each file's logits --divergence--> figures --report--> text, JSON, HTML
-
-A file that does not hold what the checkpoint holds is not run: what it computes would only repeat that it is wrong.
-"""
-
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from gguf import TokenType
-from tokenizers import Tokenizer
 
-from convert.checkpoint import Checkpoint, read_json
-from convert.continuations import compare_continuations, reference_continuations
-from convert.errors import ConversionError, OutputError
-from convert.file_check import FileCheck, check_files
-from convert.find_checkpoint import find_checkpoint
-from convert.gpt_neox import Hyperparameters, hyperparameters
-from convert.jglue import held_out_texts
-from convert.kl_limits import KL_LIMITS
-from convert.measurement import Sample, by_group, by_position, by_text, measure, prompts, samples, token_id_findings
-from convert.mixtures import ALL
-from convert.plan import available_cores
-from convert.progress import format_bytes, say, shown
-from convert.report import GROUPS, FileReport, Report, as_json, as_text
-from convert.report_html import as_html
-from convert.runtime import Runtime, running
-from convert.tensor_check import Progress
-from convert.texts import Text, describe, read_texts, read_tokenizer, verification
-from convert.vocab import read_vocabulary
-from weblab_local.errors import ModelNotFoundError, WeblabError
-from weblab_local.model_store import data_dir, models_dir
+from convert.command import command_line, reported, start
+from convert.errors import OutputError
+from convert.model.find_checkpoint import find_checkpoint
+from convert.progress import say
+from convert.quantization.mixtures import ALL
+from convert.reference.jglue import held_out_texts
+from convert.reference.texts import read_texts, verification
+from convert.verification.report import as_json, as_text
+from convert.verification.report_html import as_html
+from convert.verification.verify import DEFAULT_MAX_TOKENS, Options, verify_files
+from weblab_local.errors import ModelNotFoundError
+from weblab_local.files import private_folder
+from weblab_local.home import data_dir
+from weblab_local.models.store import models_dir
+from weblab_local.sizes import byte_count
 
-DEFAULT_MAX_TOKENS = 4096
-
-SHORT_TOKENS = 1000
-"""What a conversion ends with."""
-
-N_CTX = 1024
-"""Tokens of the longest sequence; prose that is longer goes on in the next one."""
-
-SMALL_MODEL = 500_000_000
-"""Weights up to which greedy continuations are made without being asked for."""
-
-DEFAULT_CONTINUATIONS = 4
-CONTINUATION_TOKENS = 32
-
-app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
-)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How much is compared, and with what.
-
-    `max_tokens` 0 leaves out all that needs a forward pass. `n_continuations` None: DEFAULT_CONTINUATIONS for a model
-    of up to SMALL_MODEL weights, none for a larger one.
-    """
-
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    n_continuations: int | None = None
-    n_threads: int | None = None
-    n_gpu_layers: int = 0
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """What every file is compared with."""
-
-    checkpoint: Checkpoint
-    hparams: Hyperparameters
-    tokenizer: Tokenizer
-    texts: Sequence[Text]
-    samples: Sequence[Sample]
-    prompts: Sequence[str]
-    n_vocab: int
-    n_ctx: int
-
-
-def verify_files(
-    checkpoint: Checkpoint,
-    paths: Sequence[Path],
-    texts: Sequence[Text],
-    reference_path: Path,
-    options: Options | None = None,
-    name: str | None = None,
-) -> Report:
-    """Verify the GGUFs at `paths` against the checkpoint they were made from, with `texts`.
-
-    The reference's log-probabilities are kept at `reference_path`, and taken from there the next time for the same
-    texts: 2 bytes for each token and each entry of the vocabulary. Progress goes to stderr. Raises ConversionError for
-    a checkpoint or texts that cannot be used. The report has the files by size, the largest first, and calls the
-    checkpoint by its `name`, which is its folder's where none is given.
-    """
-    options = options or Options()
-    n_threads = options.n_threads or available_cores()
-    with shown("comparing weights") as progress:
-        checks = check_files(checkpoint, paths, n_threads, progress)
-    reports = {check.path: FileReport(check, check.findings) for check in checks}
-    sound = sorted((check for check in checks if check.passed), key=lambda check: check.size, reverse=True)
-    described = {}
-    if sound and options.max_tokens:
-        setting = _setting(checkpoint, texts, options, sound[0].n_weights)
-        ids = [sample.ids for sample in setting.samples]
-        described = describe(texts, ids)
-        reports |= {report.check.path: report for report in _run_files(sound, setting, reference_path, options)}
-    by_size = sorted(reports.values(), key=lambda report: report.check.size, reverse=True)
-    return Report(name or checkpoint.folder.name, described, by_size)
-
-
-def short_verification(checkpoint: Checkpoint, name: str, paths: Sequence[Path], n_threads: int | None) -> Report:
-    """`verify_files` on SHORT_TOKENS tokens, what a conversion ends with. The model's `name` tells references apart."""
-    kept = data_dir() / "references" / f"{name}-short.safetensors"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    return verify_files(checkpoint, paths, verification(), kept, Options(SHORT_TOKENS, 0, n_threads), name)
-
-
-def _setting(checkpoint: Checkpoint, texts: Sequence[Text], options: Options, n_weights: int) -> _Setting:
-    hparams = hyperparameters(checkpoint.config)
-    tokenizer = read_tokenizer(checkpoint.folder)
-    n_ctx = min(N_CTX, hparams.max_position_embeddings)
-    n_continuations = options.n_continuations
-    if n_continuations is None:
-        n_continuations = DEFAULT_CONTINUATIONS if n_weights <= SMALL_MODEL else 0
-    types = read_vocabulary(read_json(checkpoint.folder / "tokenizer.json"), hparams.vocab_size).token_types
-    compared = samples(texts, tokenizer, hparams.eos_token_id, n_ctx, options.max_tokens)
-    if not compared:
-        raise ConversionError("There is nothing to compare on.", "Give more texts, or a larger --max-tokens.")
-    return _Setting(
-        checkpoint=checkpoint,
-        hparams=hparams,
-        tokenizer=tokenizer,
-        texts=texts,
-        samples=compared,
-        prompts=prompts(texts, n_continuations),
-        n_vocab=max(i for i, kind in enumerate(types) if kind != TokenType.UNUSED) + 1,
-        n_ctx=n_ctx,
-    )
-
-
-def _run_files(
-    sound: Sequence[FileCheck], setting: _Setting, reference_path: Path, options: Options
-) -> list[FileReport]:
-    """Run each file on the samples. The first, which is the largest, proposes the reference's continuations."""
-    from convert.log_probabilities import log_probabilities  # torch takes seconds to import
-    from convert.reference import logits
-
-    with shown("reference") as progress:
-        ids = [sample.ids for sample in setting.samples]
-        reference = log_probabilities(setting.checkpoint, ids, reference_path, progress=progress)
-    most = setting.n_ctx - CONTINUATION_TOKENS
-    asked = [list(setting.tokenizer.encode(prompt, add_special_tokens=False).ids)[:most] for prompt in setting.prompts]
-    answers: list[list[int]] | None = None
-    reports = []
-    for check in sound:
-        threads = options.n_threads or available_cores()
-        with running(check.path, setting.n_ctx, threads, options.n_gpu_layers) as runtime:
-            findings = token_id_findings(runtime, setting.tokenizer, setting.texts)
-            if findings:
-                reports.append(FileReport(check, findings))
-                continue
-            with shown(f"running {check.label}") as progress:
-                of_file = _in_bytes_of(check, progress)
-                parts = measure(runtime, setting.samples, reference.__getitem__, setting.n_vocab, of_file)
-            if answers is None:
-                answers = reference_continuations(
-                    asked,
-                    CONTINUATION_TOKENS,
-                    setting.hparams.eos_token_id,
-                    setting.n_vocab,
-                    partial(runtime.greedy, n_vocab=setting.n_vocab),
-                    lambda sequences: logits(setting.checkpoint, sequences),
-                )
-            continuations = [
-                compare_continuations(prompt, answer, _greedy(runtime, ids, setting), setting.tokenizer.decode)
-                for prompt, ids, answer in zip(setting.prompts, asked, answers, strict=True)
-            ]
-        groups = by_group(setting.samples, parts)
-        reports.append(
-            FileReport(
-                check,
-                _kl_findings(check, {name: summary.mean_kl for name, summary in groups.items()}),
-                groups,
-                by_text(setting.samples, parts),
-                by_position(parts),
-                continuations,
-            )
-        )
-    return reports
-
-
-def _in_bytes_of(check: FileCheck, progress: Progress) -> Progress:
-    """A callback that takes tokens and gives their share of the file's bytes to `progress`."""
-    return lambda done, total: progress(check.size * done // total, check.size)
-
-
-def _greedy(runtime: Runtime, ids: Sequence[int], setting: _Setting) -> list[int]:
-    return runtime.greedy(ids, CONTINUATION_TOKENS, setting.n_vocab)
-
-
-def _kl_findings(check: FileCheck, means: dict[str, float]) -> list[str]:
-    """What is beyond the mixture's limit; where none is known, only what is no number."""
-    limit = KL_LIMITS.get(check.mixture, float("inf"))
-    return [
-        f"Mean KL divergence of {GROUPS[name]}: {means[name]:.4g}, the limit of {check.mixture or 'any mixture'} is "
-        f"{limit:g}. The weights are right, so it is run wrongly, or this model cannot bear so few bits."
-        for name in ("ja", "en")
-        if name in means and not means[name] <= limit
-    ]
+app = command_line()
 
 
 @app.command()
@@ -228,6 +37,9 @@ def main(
         ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of the tokenizer's files, if it is another than the weights'.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page.")] = None,
     texts: Annotated[
@@ -250,13 +62,16 @@ def main(
 
     Prints the report on stdout and progress on stderr. Exit code 0: every file passes; 1: one does not.
     """
-    try:
+    with reported("verify", "the same command goes on where the reference was."), _readable():
         for path in (json_file, html_file):
             if path is not None and not path.absolute().parent.is_dir():
                 raise OutputError(f"There is no folder {path.absolute().parent} for {path.name}.", "Make it first.")
-        checkpoint, name = find_checkpoint(source, revision)
+        checkpoint, name = find_checkpoint(source, revision, tokenizer)
         kept = reference or data_dir() / "references" / f"{name}.safetensors"
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        if reference is None:
+            private_folder(kept.parent)  # the log-probabilities of a user's text tell what it is
+        else:
+            kept.parent.mkdir(parents=True, exist_ok=True)
         chosen = [*verification(), *held_out_texts()]
         if texts is not None:
             chosen += [replace(text, origin=texts.name) for text in read_texts(texts)]
@@ -264,23 +79,24 @@ def main(
         paths = _found(files, name) if files else _made_from(name, models_dir())
         report = verify_files(checkpoint, paths, chosen, kept, options, name)
         if kept.is_file():
-            say(f"The reference's log-probabilities are kept for the next time: {kept}, {format_bytes(_size(kept))}.")
+            size = byte_count(kept.stat().st_size)
+            say(f"The reference's log-probabilities are kept for the next time: {kept}, {size}.")
         for path, content in ((json_file, as_json), (html_file, as_html)):
             if path is not None:
                 path.write_text(content(report), encoding="utf-8")
                 say(f"written: {path}")
-    except WeblabError as error:
-        print(f"verify: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except OSError as error:
-        failure = OutputError(f"Reading or writing failed: {error}.", "Check the disk's free space, and the path.")
-        print(f"verify: {failure}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        print("\nverify: interrupted; the same command goes on where the reference was.", file=sys.stderr)
-        raise typer.Exit(130) from None
     print(as_text(report), end="")
     raise typer.Exit(0 if report.passed else 1)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"Reading or writing failed: {error}.", "Check the disk's free space, and the path."
+        ) from None
 
 
 def _found(paths: Sequence[Path], name: str) -> list[Path]:
@@ -297,9 +113,5 @@ def _made_from(name: str, folder: Path) -> list[Path]:
     return found
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size
-
-
 if __name__ == "__main__":
-    app(prog_name="python -m convert.verify")
+    start(app, "convert.verify")

@@ -36,7 +36,7 @@ def demo_f16(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def demo_mixtures(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The demo checkpoint in every mixture, by its name."""
-    from convert.mixtures import MIXTURES
+    from convert.quantization.mixtures import MIXTURES
     from convert.run import Request, run
 
     paths = run(Request(str(demo_checkpoint), None, list(MIXTURES), tmp_path_factory.mktemp("demo-mixtures")))

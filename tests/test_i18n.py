@@ -13,16 +13,14 @@ from typing import Any
 
 import pytest
 import typer
-import typer.main
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
 from wcwidth import wcswidth
 
 import weblab_local
-from tests.command_line import CommandLine
+from tests.support.command_line import COMMANDS, CommandLine
 from weblab_local import i18n
-from weblab_local.cli.app import app
 
 PACKAGE = Path(weblab_local.__file__).parent
 PO = i18n.LOCALE_DIR / "ja" / "LC_MESSAGES" / f"{i18n.DOMAIN}.po"
@@ -58,17 +56,6 @@ def placeholders(message: str) -> list[tuple[str, str | None, str | None]]:
     """Names, formats and conversions, sorted."""
     parts = string.Formatter().parse(message)
     return sorted((name, form, conversion) for _text, name, form, conversion in parts if name is not None)
-
-
-def commands(command: Any = None, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands of the program, by the words they are called with."""
-    command = command or typer.main.get_command(app)
-    yield path, command
-    for name, one in getattr(command, "commands", {}).items():
-        yield from commands(one, *path, name)
-
-
-COMMANDS = dict(commands())
 
 
 def help_texts(command: Any) -> set[str]:
@@ -277,7 +264,8 @@ def test_help_is_in_the_language_asked_for(weblab: CommandLine, path: tuple[str,
         assert (unspaced(text) in pages["en"], unspaced(japanese[text]) in pages["ja"]) == (True, True), text
         assert unspaced(text) not in pages["ja"] or len(text) < 8, text
     for name, command in getattr(COMMANDS[path], "commands", {}).items():
-        assert name + unspaced(japanese[inspect.cleandoc(command.help)].partition("\n\n")[0]) in pages["ja"]
+        entry = name + unspaced(japanese[inspect.cleandoc(command.help)].partition("\n\n")[0])
+        assert (entry in pages["ja"]) is not command.hidden
     assert "default:" not in pages["ja"]
 
 

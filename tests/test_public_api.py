@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import weblab_local
-from tests.conversions import ROOT
+from tests.support.conversions import ROOT
 
 
 def test_all_names_are_there_and_in_order() -> None:

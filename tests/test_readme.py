@@ -1,18 +1,24 @@
-"""README.ja.md says what README.md says: the same paragraphs, commands, files and figures, in the same order."""
+"""The README and the guides in Japanese say what they say in English: the same paragraphs, commands, files and figures,
+in the same order. No link between the repository's texts is dead."""
 
+import os.path
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import cache
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import pytest
 
-from tests.conversions import ROOT
+from tests.support.conversions import ROOT
+from tests.support.guides import GUIDES, markdown_files, partner, read
 
 SPELT = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 SPELT_NUMBERS = dict(zip(SPELT, map(str, range(1, 11)), strict=True)) | {"sixteen": "16", "quarter": "4", "fifths": "5"}
 UNITS = {"billion": 10**9, "million": 10**6, "億": 10**8, "万": 10**4}
+LINK = re.compile(r"\]\(([^)]+)\)")
 NUMBER = r"(?<![A-Za-z_\d.-])\d+(?:,\d{3})*(?:\.\d+)*"  # not the digits of names: fp16, Q4_K, AVX-512
 
 
@@ -41,7 +47,7 @@ def running(paragraph: str) -> Iterator[Part]:
 
 
 def parts(text: str) -> Iterator[Part]:
-    """The parts of a README in their order."""
+    """The parts of a document in their order."""
     before, *fences = re.split(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     for language, code, after in [("", "", before), *zip(*[iter(fences)] * 3, strict=True)]:
         if code:
@@ -50,7 +56,34 @@ def parts(text: str) -> Iterator[Part]:
             yield from running(paragraph)
 
 
-ENGLISH, JAPANESE = (list(parts((ROOT / name).read_text(encoding="utf-8"))) for name in ("README.md", "README.ja.md"))
+@cache
+def parts_of(path: str) -> list[Part]:
+    """The parts of a guide, with links as `rooted` gives them."""
+    return [Part(kind, text if kind == "code" else rooted(text, path)) for kind, text in parts(read(path))]
+
+
+def rooted(text: str, path: str) -> str:
+    """The text of the file `path` with its links from the root; those of a Japanese guide lead to the English pages.
+
+    A heading is another in each language: of a link to one in a guide only "#" is left.
+    """
+
+    def from_root(link: re.Match[str]) -> str:
+        target, mark, heading = located(link[1], path)
+        if path not in GUIDES:
+            target = partner(target)
+        return f"]({target}{mark}{heading if partner(target) == target else ''})"
+
+    return LINK.sub(from_root, text)
+
+
+def located(link: str, path: str) -> tuple[str, str, str]:
+    """Where a link in the file `path` leads: the file from the root, or an address; "#" and a heading, or nothing."""
+    if link.startswith(("http://", "https://")):
+        return link, "", ""
+    target, mark, heading = link.partition("#")
+    file = os.path.normpath(PurePosixPath(path).parent / target) if target else path
+    return PurePosixPath(file).as_posix(), mark, heading
 
 
 def code(text: str) -> list[str]:
@@ -60,7 +93,7 @@ def code(text: str) -> list[str]:
 
 def links(text: str) -> list[str]:
     """Where links and pictures lead."""
-    return sorted(re.findall(r"\]\(([^)]+)\)", text))
+    return sorted(LINK.findall(text))
 
 
 def words(text: str) -> str:
@@ -80,8 +113,7 @@ def same_code(english: str, japanese: str) -> bool:
 
 
 def same_links(english: str, japanese: str) -> bool:
-    here, there = links(english), links(japanese)
-    return here == there or (here, there) == (["README.ja.md"], ["README.md"])
+    return links(english) == links(japanese)
 
 
 def same_emphasis(english: str, japanese: str) -> bool:
@@ -116,25 +148,48 @@ def same_extent(english: str, japanese: str) -> bool:
     return here < 100 or here / 2 < there < here
 
 
-def test_both_readmes_have_the_same_parts_and_commands() -> None:
+@pytest.mark.parametrize("guide", GUIDES)
+def test_both_languages_have_the_same_parts_and_commands(guide: str) -> None:
     english, japanese = (
-        [(kind, text if kind == "code" else "") for kind, text in found] for found in (ENGLISH, JAPANESE)
+        [(kind, text if kind == "code" else "") for kind, text in parts_of(path)] for path in (guide, partner(guide))
     )
     assert japanese == english
 
 
+@pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize(
     "same",
     [same_code, same_links, same_emphasis, same_numbers, same_names, same_extent, translated],
     ids=lambda same: same.__name__,
 )
-def test_each_part_says_the_same(same: Callable[[str, str], bool]) -> None:
-    pairs = [(e.text, j.text) for e, j in zip(ENGLISH, JAPANESE, strict=True) if e.kind != "code"]
+def test_each_part_says_the_same(same: Callable[[str, str], bool], guide: str) -> None:
+    both = zip(parts_of(guide), parts_of(partner(guide)), strict=True)
+    pairs = [(e.text, j.text) for e, j in both if e.kind != "code"]
     assert [pair for pair in pairs if not same(*pair)] == []
 
 
-@pytest.mark.parametrize("readme", [ENGLISH, JAPANESE], ids=["README.md", "README.ja.md"])
-def test_no_link_into_the_repository_is_dead(readme: list[Part]) -> None:
-    inside = [link for part in readme for link in links(part.text) if not link.startswith(("http", "#"))]
-    assert inside
-    assert [link for link in inside if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
+def test_a_readme_can_be_skimmed(readme: str) -> None:
+    assert len(read(readme).splitlines()) <= 200
+
+
+def headings(path: str) -> set[str]:
+    """The names under which GitHub links to a file's headings."""
+    found = re.findall(r"^#+ (.+)$", without_code(read(path)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in found}
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", markdown_files())
+def test_no_link_into_the_repository_is_dead(path: str) -> None:
+    found = {link: located(link, path) for link in links(without_code(read(path))) if not link.startswith("http")}
+    assert found or path not in {*GUIDES, *map(partner, GUIDES)}
+    assert [link for link, (target, _mark, _heading) in found.items() if not (ROOT / target).exists()] == []
+    assert [
+        link
+        for link, (target, _mark, heading) in found.items()
+        if heading and target.endswith(".md") and heading not in headings(target)
+    ] == []

@@ -18,15 +18,15 @@ from weblab_local.errors import (
 )
 
 if TYPE_CHECKING:
-    from weblab_local.attribution import Attribution, licence
-    from weblab_local.chat import ChatSession, Reply, ReplyStream
-    from weblab_local.engine import Engine
-    from weblab_local.generation import AsyncGeneration, Chunk, Completion, Generation, Stats, TokenLogprob
-    from weblab_local.loading import load
-    from weblab_local.memory import Plan
-    from weblab_local.placement import Placement
-    from weblab_local.sampling import SamplingParams
-    from weblab_local.scoring import Score
+    from weblab_local.chat.session import ChatSession, Reply, ReplyStream
+    from weblab_local.engine.engine import Engine
+    from weblab_local.engine.generation import AsyncGeneration, Chunk, Completion, Generation, Stats, TokenLogprob
+    from weblab_local.engine.sampling import SamplingParams
+    from weblab_local.engine.scoring import Score
+    from weblab_local.machine.placement import Placement
+    from weblab_local.machine.plan import Plan
+    from weblab_local.models.attribution import Attribution, licence
+    from weblab_local.models.loading import load
 
 __version__ = "0.1.0"
 
@@ -59,23 +59,23 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncGeneration": "generation",
-    "Attribution": "attribution",
-    "ChatSession": "chat",
-    "Chunk": "generation",
-    "Completion": "generation",
-    "Engine": "engine",
-    "Generation": "generation",
-    "Placement": "placement",
-    "Plan": "memory",
-    "Reply": "chat",
-    "ReplyStream": "chat",
-    "SamplingParams": "sampling",
-    "Score": "scoring",
-    "Stats": "generation",
-    "TokenLogprob": "generation",
-    "licence": "attribution",
-    "load": "loading",
+    "AsyncGeneration": "engine.generation",
+    "Attribution": "models.attribution",
+    "ChatSession": "chat.session",
+    "Chunk": "engine.generation",
+    "Completion": "engine.generation",
+    "Engine": "engine.engine",
+    "Generation": "engine.generation",
+    "Placement": "machine.placement",
+    "Plan": "machine.plan",
+    "Reply": "chat.session",
+    "ReplyStream": "chat.session",
+    "SamplingParams": "engine.sampling",
+    "Score": "engine.scoring",
+    "Stats": "engine.generation",
+    "TokenLogprob": "engine.generation",
+    "licence": "models.attribution",
+    "load": "models.loading",
 }
 """Imported when first asked for: `import weblab_local` is fast, and loads neither llama_cpp nor numpy."""
 

@@ -3,11 +3,14 @@
 WeblabError                 anything this package raises on purpose; its message says what to do
 ├── PromptError             the prompt cannot be used as it is
 │   └── PromptTooLong       it does not fit the context
+├── SamplingError           a sampling parameter is out of its range, or a grammar cannot be read
 ├── ModelNotFoundError      no model of that name, or no model at all
 ├── ModelFileError          the file is no GGUF that this package runs
 ├── NotEnoughMemory         the model does not fit into this machine with these settings
 ├── EvaluationError         the benchmark cannot be run: data, tasks or a package is missing
 ├── WorkerError             an RPC worker cannot be reached, or cannot be one
+├── ForkedError             the model was loaded in a process that this one was forked from
+├── CopyError               a model, or what holds one, was to be copied or pickled
 └── (convert.errors)        what can go wrong while converting
 
 The command line prints the message without a traceback and exits with 1.
@@ -34,6 +37,10 @@ class PromptTooLong(PromptError):
     """The prompt does not fit the context, the answer included."""
 
 
+class SamplingError(WeblabError, ValueError):
+    """A sampling parameter is out of its range, or a grammar cannot be read."""
+
+
 class ModelNotFoundError(WeblabError):
     """No model of that name in the store, no file at that path, or no model at all."""
 
@@ -48,6 +55,14 @@ class NotEnoughMemory(WeblabError):
 
 class WorkerError(WeblabError):
     """An RPC worker cannot be reached, is no worker, speaks another version, or cannot listen."""
+
+
+class ForkedError(WeblabError):
+    """The model was loaded in a process that this one was forked from; only that one can use it."""
+
+
+class CopyError(WeblabError, TypeError):
+    """A model in memory, or an object that holds one, can be neither copied nor pickled."""
 
 
 class EvaluationError(WeblabError):

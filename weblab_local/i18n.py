@@ -28,8 +28,9 @@ def system_language() -> Language:
     """Japanese where the system's first choice of the two is that, else English.
 
     As in GNU gettext: LANGUAGE is a list of languages, the best first, and counts unless the locale is C or POSIX; the
-    locale is the first of LC_ALL, LC_MESSAGES and LANG that is not empty. Windows, and macOS outside of its terminal,
-    set none of them: there Python asks the system.
+    locale is the first of LC_ALL, LC_MESSAGES and LANG that is not empty. Windows sets none of them: there Python asks
+    the system. For a program that macOS starts outside of its terminal nobody does, so that it speaks English; an app
+    asks the system itself and calls `use`.
     """
     name = next(filter(None, map(os.environ.get, _LOCALE_VARIABLES)), "")
     wanted = os.environ.get("LANGUAGE", "")

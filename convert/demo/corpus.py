@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from weblab_local.prompt import instruction_prompt
+from weblab_local.engine.prompt import instruction_prompt
 
 CORPUS = Path(__file__).parent / "corpus.jsonl"
 CHECKPOINT = Path(__file__).parent / "weblab-demo-instruction-sft"

@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from convert.demo.corpus import CHECKPOINT, Pair, read_corpus
-from weblab_local.prompt import INSTRUCTION, RESPONSE
+from weblab_local.engine.prompt import INSTRUCTION, RESPONSE
 
 SEED = 20260801
 VOCAB_SIZE = 3000

@@ -14,8 +14,8 @@ from typing import Any
 import llama_cpp
 
 from tests.benchmarks.llama_source import llama_cpp_source
-from tests.test_prompt import message, render
-from weblab_local.prompt import CHAT_TEMPLATE
+from tests.engine.test_prompt import message, render
+from weblab_local.engine.prompt import CHAT_TEMPLATE
 
 PROGRAM = r"""
 #include <iostream>

@@ -14,7 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from convert.mixtures import MIXTURES
+from convert.quantization.mixtures import MIXTURES
 from tests.benchmarks.measure import Measured, forget_cached, run_measured
 from tests.benchmarks.synthetic import write_checkpoint
 

@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 
 from convert.demo.corpus import CHECKPOINT, read_corpus
-from convert.mixtures import MIXTURES
+from convert.quantization.mixtures import MIXTURES
 from convert.run import Request, run
-from weblab_local.engine import Engine
-from weblab_local.sampling import SamplingParams
+from weblab_local.engine.engine import Engine
+from weblab_local.engine.sampling import SamplingParams
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weblab_local import load
-from weblab_local.engine import DEFAULT_N_CTX
+from weblab_local.engine.engine import DEFAULT_N_CTX
 from weblab_local.evaluation.data import load_questions
 from weblab_local.evaluation.harness import run_tasks
 from weblab_local.evaluation.lm_eval_model import EngineLM

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.examples.desktop import App, display
-from tests.frozen import EXAMPLE, freeze
+from tests.support.frozen import EXAMPLE, freeze
 
 RUNS = 9
 

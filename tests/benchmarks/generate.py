@@ -21,11 +21,12 @@ from typing import Any
 
 import psutil
 
-from weblab_local.devices import physical_cores
-from weblab_local.engine import CPU_BATCH, Engine
-from weblab_local.model_store import demo_model
-from weblab_local.prompt import conversation_turn, first_turn
-from weblab_local.sampling import SamplingParams
+from weblab_local.engine.engine import Engine
+from weblab_local.engine.prompt import conversation_turn, first_turn
+from weblab_local.engine.sampling import SamplingParams
+from weblab_local.machine.devices import physical_cores
+from weblab_local.machine.footprint import CPU_BATCH
+from weblab_local.models.store import demo_model
 
 PEERS = ("this engine", "Llama, same", "Llama, defaults")
 TURNS = 5
@@ -143,6 +144,45 @@ def measure_callers(model: Path, n_callers: int, n_tokens: int, n_ctx: int) -> f
     return sum(sum(begin < moment <= end for moment in t) for t in times) / (end - begin)
 
 
+def measure_beside(model: Path, n_prompt: int) -> tuple[float, float]:
+    """What reading prompts of `n_prompt` tokens beside a generation leaves of the speed of both.
+
+    Returns the generation's tokens per second over those it has alone, then the prompts' over those alone.
+    """
+    endless = SamplingParams(temperature=0, max_tokens=4000, logit_bias={0: -float("inf")})
+    one = SamplingParams(temperature=0, max_tokens=1)
+    with Engine(model, n_parallel=2, n_ctx=n_prompt + 4200) as engine:
+
+        def read(seed: int) -> float:
+            ids = [100 + (seed + i * 7) % 1000 for i in range(n_prompt)]
+            return engine.generate(ids, one, raw=True).stats.prompt_seconds
+
+        read_alone = statistics.median(read(seed) for seed in range(3))
+        times: list[float] = []
+
+        def answer() -> None:
+            while not ended.is_set():  # again where it came to the end of the model's context
+                for chunk in engine.stream([5, 6, 7], endless, raw=True):
+                    times.extend([time.perf_counter()] * len(chunk.token_ids))
+                    if ended.is_set():
+                        break
+
+        ended = threading.Event()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        while len(times) < 32:
+            time.sleep(0.01)
+        began = time.perf_counter()
+        beside = [read(seed) for seed in range(3, 6)]
+        stopped = time.perf_counter()
+        ended.set()
+        thread.join()
+    alone = [moment for moment in times if moment < began][1:]
+    during = [moment for moment in times if began <= moment < stopped]
+    generating = (len(during) / (stopped - began)) / ((len(alone) - 1) / (alone[-1] - alone[0]))
+    return generating, read_alone / statistics.median(beside)
+
+
 def measure_turns(model: Path, n_ctx: int, n_turns: int) -> list[tuple[float, int]]:
     """For each turn of a conversation that overflows: seconds to the first token, turns dropped."""
     with Engine(model, n_ctx=n_ctx) as engine:
@@ -225,6 +265,10 @@ def main() -> None:
         turns = measure_turns(model, arguments.overflow_n_ctx, 20)
         shown = ", ".join(f"{1000 * seconds:.0f}" + (f" (dropped {n})" if n else "") for seconds, n in turns)
         print(f"\nms to the first token over 20 turns with n_ctx {arguments.overflow_n_ctx}: {shown}")
+        generating, reading = measure_beside(model, 1000)
+        print(
+            f"\nprompts beside a generation: it has {generating:.2f} of its speed alone, they {reading:.2f} of theirs"
+        )
         print(f"\ncancelling in a prompt of 1500 tokens took {measure_cancel(model, 1500, n_ctx):.2f} s")
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.calibrate import N_CTX, calibrate
-from convert.checkpoint import open_checkpoint
+from convert.calibration.calibrate import N_CTX, calibrate
 from convert.demo.corpus import CHECKPOINT
-from convert.imatrix import ImportanceMatrix, read_imatrix
+from convert.quantization.imatrix import ImportanceMatrix, read_imatrix
+from convert.reference.texts import calibration, read_tokenizer
 from convert.run import Request, run
-from convert.texts import calibration, read_tokenizer
+from convert.source.checkpoint import open_checkpoint
 from tests.benchmarks.llama_source import llama_cpp_source
 
 _OFF = ("LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "GGML_CUDA", "GGML_METAL")

@@ -30,7 +30,7 @@ def run_measured(command: Sequence[str], folder: Path) -> Measured:
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             try:
-                memory = max(memory, _anonymous(watched))
+                memory = max(memory, anonymous_memory(watched.pid))
                 written = max(written, _written(watched))
             except (psutil.NoSuchProcess, psutil.ZombieProcess, ProcessLookupError):
                 break
@@ -42,13 +42,14 @@ def run_measured(command: Sequence[str], folder: Path) -> Measured:
     return Measured(seconds, memory, written, max(disk, folder_size(folder)))
 
 
-def _anonymous(process: psutil.Process) -> int:
-    status = Path(f"/proc/{process.pid}/status")
+def anonymous_memory(pid: int) -> int:
+    """Return the bytes of a process's memory that is not page cache; where the system does not say, all of it."""
+    status = Path(f"/proc/{pid}/status")
     if status.exists():
         for line in status.read_text().splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
-    return int(process.memory_info().rss)
+    return int(psutil.Process(pid).memory_info().rss)
 
 
 def _written(process: psutil.Process) -> int:

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from weblab_local.devices import list_devices
-from weblab_local.loading import load
-from weblab_local.memory import offload_targets
-from weblab_local.model_store import demo_model
+from weblab_local.machine.devices import list_devices
+from weblab_local.machine.plan import offload_targets
+from weblab_local.models.loading import load
+from weblab_local.models.store import demo_model
 
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},

@@ -46,9 +46,9 @@ def main() -> None:
     if arguments.instructions == "avx2" and os.environ.get("NUMBA_CPU_NAME") != AVX2["NUMBA_CPU_NAME"]:
         again = [sys.executable, "-m", "tests.benchmarks.quantize", *sys.argv[1:]]
         sys.exit(subprocess.run(again, env=os.environ | AVX2, check=False).returncode)
-    from convert.block_types import TYPES
-    from convert.quantize import kernel_for, quantize_in_c, quantize_rows
-    from weblab_local.devices import physical_cores
+    from convert.quantization.block_types import TYPES
+    from convert.quantization.quantize import kernel_for, quantize_in_c, quantize_rows
+    from weblab_local.machine.devices import physical_cores
 
     cores = physical_cores()
     random = np.random.default_rng(0)

@@ -4,7 +4,7 @@
 
 CHECKPOINT is the demo by default; one of weblab-10b's shapes is made in a minute:
     python -m tests.benchmarks.synthetic build/full
-The log-probabilities of texts of random token ids are computed and written as `convert.log_probabilities`
+The log-probabilities of texts of random token ids are computed and written as `convert.reference.log_probabilities`
 does, with a state after each layer. The shards are dropped from the page cache before. What is written is deleted.
 """
 
@@ -13,17 +13,17 @@ import shutil
 import sys
 from pathlib import Path
 
-from convert.checkpoint import open_checkpoint
 from convert.demo.corpus import CHECKPOINT
-from convert.gpt_neox import hyperparameters
+from convert.model.gpt_neox import hyperparameters
+from convert.source.checkpoint import open_checkpoint
 from tests.benchmarks.measure import forget_cached, run_measured
 
 RUN = """
 import sys
 from pathlib import Path
 import numpy as np
-from convert.checkpoint import open_checkpoint
-from convert.log_probabilities import log_probabilities
+from convert.source.checkpoint import open_checkpoint
+from convert.reference.log_probabilities import log_probabilities
 from convert.progress import shown
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 ids = np.random.default_rng(0).integers(0, checkpoint.config["vocab_size"], (int(sys.argv[2]), int(sys.argv[3])))

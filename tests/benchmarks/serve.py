@@ -26,10 +26,11 @@ from pathlib import Path
 import httpx2
 
 from convert.demo.corpus import read_corpus
-from weblab_local.devices import physical_cores
-from weblab_local.engine import CPU_BATCH, DEFAULT_N_CTX, Engine
-from weblab_local.model_store import demo_model
-from weblab_local.prompt import instruction_prompt
+from weblab_local.engine.engine import DEFAULT_N_CTX, Engine
+from weblab_local.engine.prompt import instruction_prompt
+from weblab_local.machine.devices import physical_cores
+from weblab_local.machine.footprint import CPU_BATCH
+from weblab_local.models.store import demo_model
 
 CLIENTS = (1, 2, 4, 8)
 REQUESTS = 3

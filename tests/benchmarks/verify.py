@@ -14,45 +14,45 @@ import shutil
 import sys
 from pathlib import Path
 
-from convert.checkpoint import open_checkpoint
 from convert.demo.corpus import CHECKPOINT
-from convert.gpt_neox import hyperparameters
-from convert.verify import SHORT_TOKENS
+from convert.model.gpt_neox import hyperparameters
+from convert.source.checkpoint import open_checkpoint
+from convert.verification.verify import SHORT_TOKENS
 from tests.benchmarks.measure import Measured, forget_cached, run_measured
-from weblab_local.model_store import demo_model
+from weblab_local.models.store import demo_model
 
 BEGIN = """
 import sys
 from pathlib import Path
-from convert.checkpoint import open_checkpoint
-from convert.gpt_neox import hyperparameters
-from convert.measurement import measure, samples
-from convert.plan import available_cores
+from convert.source.checkpoint import open_checkpoint
+from convert.model.gpt_neox import hyperparameters
+from convert.verification.measurement import measure, samples
+from convert.writing.plan import available_cores
 from convert.progress import shown
-from convert.texts import read_tokenizer, verification
-from convert.verify import N_CTX
+from convert.reference.texts import read_tokenizer, verification
+from convert.verification.verify import N_CTX
 folder, gguf, kept, max_tokens = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 checkpoint = open_checkpoint(folder)
 hparams = hyperparameters(checkpoint.config)
 compared = samples(verification(), read_tokenizer(folder), hparams.eos_token_id, N_CTX, max_tokens)
 """
 REFERENCE = """
-from convert.log_probabilities import log_probabilities
+from convert.reference.log_probabilities import log_probabilities
 with shown("reference") as progress:
     reference = log_probabilities(checkpoint, [sample.ids for sample in compared], kept, progress=progress)
 """
 STAGES = {
     "weights": """
-from convert.file_check import check_files
+from convert.verification.file_check import check_files
 with shown("comparing weights") as progress:
     (check,) = check_files(checkpoint, [gguf], available_cores(), progress)
 print(f"findings: {check.findings}", file=sys.stderr)
 """,
     "reference": REFERENCE,
     "running": """
-from convert.divergence import summarize
-from convert.log_probabilities import LogProbabilities
-from convert.runtime import running
+from convert.verification.divergence import summarize
+from convert.reference.log_probabilities import LogProbabilities
+from convert.verification.runtime import running
 reference = LogProbabilities(kept)
 with shown("running") as progress, running(gguf, N_CTX, available_cores()) as runtime:
     parts = measure(runtime, compared, reference.__getitem__, hparams.vocab_size, progress)

@@ -18,11 +18,11 @@ import torch
 from gguf import GGUFReader, dequantize
 from transformers import GPTNeoXForCausalLM
 
-from convert.checkpoint import open_checkpoint
-from convert.gpt_neox import hyperparameters, map_tensors
+from convert.model.gpt_neox import hyperparameters, map_tensors
+from convert.reference.texts import read_tokenizer
 from convert.run import Request, run
-from convert.texts import read_tokenizer
-from weblab_local.prompt import instruction_prompt
+from convert.source.checkpoint import open_checkpoint
+from weblab_local.engine.prompt import instruction_prompt
 
 
 def prompts(jsquad: Path) -> list[str]:

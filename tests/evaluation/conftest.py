@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from tests.evaluation.support import write_data
-from weblab_local.engine import Engine
+from weblab_local.engine.engine import Engine
 
 
 @pytest.fixture(autouse=True)

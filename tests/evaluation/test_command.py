@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import CommandLine
 from tests.evaluation.support import write_data
+from tests.support.command_line import CommandLine
 from weblab_local.cli import evaluate
-from weblab_local.model_store import demo_model, models_dir
+from weblab_local.models.store import demo_model, models_dir
 
 DEMO = ("--model", "demo", "--threads", "1")
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import get_model
 
 from convert.demo.corpus import read_corpus
-from tests.conversions import ROOT, converted
 from tests.evaluation.harness import hf_model
-from weblab_local.engine import Engine
-from weblab_local.errors import EvaluationError, PromptError
+from tests.support.conversions import ROOT, converted
+from weblab_local.engine.engine import Engine
+from weblab_local.errors import EvaluationError, ModelNotFoundError, PromptError
 from weblab_local.evaluation.data import load_questions
 from weblab_local.evaluation.harness import Results, run_tasks, scores
 from weblab_local.evaluation.lm_eval_model import EngineLM
@@ -150,6 +151,8 @@ def test_arguments_of_lm_evals_command_line_load_a_model() -> None:
     lm = EngineLM.create_from_arg_string("model=demo,n_threads=1,kv_type=q8_0", {"batch_size": 2, "device": "cpu"})
     with lm.engine as engine:
         assert (engine.n_parallel, engine.n_ctx, engine.n_threads, engine.kv_type) == (2, 4096, 1, "q8_0")
+    with pytest.raises(ModelNotFoundError, match=re.escape(repr(r"C:\モデル\x.gguf"))):
+        EngineLM.create_from_arg_string(r"model=C:\モデル\x.gguf,n_threads=1", {})
     with pytest.raises(EvaluationError, match="pretrained"):
         EngineLM.create_from_arg_string("pretrained=demo", {})
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import pytest
 
 from tests.evaluation.support import DATA
+from weblab_local.engine.prompt import instruction_prompt
 from weblab_local.evaluation.prompts import Question, draw_questions, prompt_text
 from weblab_local.evaluation.tasks import SUITES, TASKS
-from weblab_local.prompt import instruction_prompt
 
 DESCRIPTION = "以下は、タスクを説明する指示と、文脈のある入力の組み合わせです。要求を適切に満たす応答を書きなさい。\n\n"
 

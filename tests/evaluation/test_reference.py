@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 from lm_eval.api.model import LM
 
-from convert.checkpoint import open_checkpoint
 from convert.errors import ConversionError
-from convert.score import PASS_TOKENS, read_requests, score
-from tests import reference
-from tests.conversions import ROOT
-from tests.engines import long_prompt
+from convert.reference.score import PASS_TOKENS, read_requests, score
+from convert.source.checkpoint import open_checkpoint
+from tests.engine.test_scoring import expected
 from tests.evaluation.harness import hf_model
-from tests.test_scoring import expected
-from weblab_local.engine import Engine
+from tests.support import reference
+from tests.support.conversions import ROOT
+from tests.support.engines import long_prompt
+from weblab_local.engine.engine import Engine
 from weblab_local.errors import EvaluationError
 from weblab_local.evaluation import reference as of_evaluation
-from weblab_local.evaluation.answers import ResumedLM
 from weblab_local.evaluation.data import load_questions
 from weblab_local.evaluation.harness import run_tasks, scores
-from weblab_local.evaluation.reference import ReferenceLM, answers_of_reference, require_convert, split_scorable
+from weblab_local.evaluation.reference import ReferenceLM, cache_of_reference, require_convert, split_scorable
+from weblab_local.evaluation.result_cache import CachedLM
 from weblab_local.evaluation.tasks import TASKS
 
 CHOICES = [task for task in TASKS.values() if task.choices]
@@ -80,7 +80,7 @@ def test_many_requests_take_several_passes_and_stay_in_order(
     requests = [{"context": [n + 5], "continuations": [[n + 6, n + 7], [9]]} for n in range(5)]
     checkpoint = open_checkpoint(demo_checkpoint)
     together = list(score(checkpoint, requests))
-    monkeypatch.setattr("convert.score.PASS_TOKENS", 12)
+    monkeypatch.setattr("convert.reference.score.PASS_TOKENS", 12)
     assert PASS_TOKENS > 12
     for one, other in zip(score(checkpoint, requests), together, strict=True):
         assert [a for a, _ in one] == pytest.approx([a for a, _ in other], abs=1e-4)
@@ -98,10 +98,10 @@ def test_the_reference_answers_as_transformers_does(
 ) -> None:
     """Scored by a process of its own; in float32 on the same weights, so the two agree closely."""
     questions = load_questions(CHOICES, small_data)
-    with answers_of_reference(str(demo_checkpoint), None, demo_engine) as answers:
+    with cache_of_reference(str(demo_checkpoint), None, demo_engine) as answers:
         lm = ReferenceLM(demo_engine, str(demo_checkpoint), None, answers.path)
-        ours = run_tasks(ResumedLM(lm, answers), CHOICES, questions, lm)
-        again = run_tasks(ResumedLM(LM_THAT_IS_NOT_ASKED, answers), CHOICES, questions, lm)
+        ours = run_tasks(CachedLM(lm, answers), CHOICES, questions, lm)
+        again = run_tasks(CachedLM(LM_THAT_IS_NOT_ASKED, answers), CHOICES, questions, lm)
         assert list(answers.path.parent.iterdir()) == [answers.path]
     theirs = run_tasks(hf, CHOICES, questions, lm)
     assert again["results"] == ours["results"]

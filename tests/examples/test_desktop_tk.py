@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from convert.demo.corpus import read_corpus
-from tests.conversions import ROOT
 from tests.examples.desktop import App
+from tests.support.conversions import ROOT
 from weblab_local import licence
 
 EXAMPLE = ROOT / "examples" / "desktop_tk.py"
@@ -31,7 +31,7 @@ def held(model, on_progress):
 weblab_local.load = held
 """
 HOLD_ANSWERS = """
-from weblab_local.chat import ChatSession
+from weblab_local.chat.session import ChatSession
 stream = ChatSession.stream
 ChatSession.stream = lambda *rest: stream(*rest, on_progress=lambda done, total: sys.stdin.readline())
 """

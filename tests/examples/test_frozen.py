@@ -9,7 +9,7 @@ import pytest
 
 from convert.demo.corpus import read_corpus
 from tests.examples.desktop import App
-from tests.frozen import freeze
+from tests.support.frozen import freeze
 from weblab_local import licence
 
 ANSWERS = {pair.instruction: pair.response for pair in read_corpus() if pair.context is None}
@@ -54,7 +54,7 @@ def llama_libraries(program: Path) -> list[Path]:
 
 
 def test_every_library_of_llama_cpp_is_there_once(program: Path) -> None:
-    built = {path.name.partition(".")[0] for path in (Path(llama_cpp.__file__).parent / "lib").iterdir()}
+    built = {path.name.partition(".")[0] for path in (Path(llama_cpp.__file__).parent / "lib").glob("lib*")}
     names = [path.name.partition(".")[0] for path in llama_libraries(program)]
     assert sorted(names) == sorted(built - {"libmtmd"})
 

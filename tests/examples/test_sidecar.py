@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from convert.demo.corpus import read_corpus
-from tests.conversions import ROOT
+from tests.support.conversions import ROOT
+from tests.support.systems import on_posix
 
 ANSWERS = {pair.instruction: pair.response for pair in read_corpus() if pair.context is None}
 CAPITAL = "日本の首都はどこですか？"
@@ -118,6 +119,34 @@ def test_it_announces_itself_in_one_line_and_ends_when_its_stdin_closes() -> Non
         assert (process.returncode, stdout, stderr) == (0, "", "")
 
 
+PATCHED = """
+import os, psutil
+from weblab_local.cli import main
+%s
+main()
+"""
+
+
+def test_a_parent_that_is_gone_before_it_is_watched_ends_it() -> None:
+    """As on Windows, where the process keeps the number of a parent that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    with start(sys.executable, "-c", PATCHED % f"os.getppid = lambda: {dead.pid}", *SIDECAR[3:]) as process:
+        assert (process.wait(PATIENCE), process.stderr and process.stderr.read()) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["def wait(self): raise psutil.AccessDenied(self.pid)\npsutil.Process.wait = wait", "os.getppid = lambda: 0"],
+    ids=["an administrator's on Windows", "outside of the container"],
+)
+def test_a_parent_that_cannot_be_watched_is_not_taken_for_one_that_is_gone(change: str) -> None:
+    with started(sys.executable, "-c", PATCHED % change, *SIDECAR[3:]) as (process, ready, _family):
+        assert status(ready["port"], ready["token"]) == 200
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, stdout, stderr) == (0, "", "")
+
+
 def test_only_who_has_the_token_is_answered_and_it_is_another_each_time() -> None:
     with started(*SIDECAR) as (_, first, _), started(*SIDECAR) as (_, second, _):
         assert first["token"] != second["token"]
@@ -126,6 +155,7 @@ def test_only_who_has_the_token_is_answered_and_it_is_another_each_time() -> Non
         assert status(first["port"], first["token"]) == 200
 
 
+@on_posix
 @needs_node
 @pytest.mark.parametrize("between", [(), ("sh", "-c", '"$@"; exit $?', "sh")], ids=["", "with a shell between"])
 def test_a_parent_that_is_killed_leaves_no_process_behind(between: tuple[str, ...]) -> None:
@@ -136,6 +166,7 @@ def test_a_parent_that_is_killed_leaves_no_process_behind(between: tuple[str, ..
         assert psutil.wait_procs(family, PATIENCE)[1] == []
 
 
+@on_posix
 @needs_node
 def test_a_shell_between_that_is_killed_leaves_no_process_behind() -> None:
     """Here the pipe stays open: the sidecar has to notice that its own parent is gone."""

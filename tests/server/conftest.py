@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engines import engine_of
 from tests.server.support import Running, serving
-from weblab_local.engine import Engine
+from tests.support.engines import engine_of
+from weblab_local.engine.engine import Engine
+from weblab_local.server.connection import EventStream
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,19 @@ def server(engine: Engine) -> Iterator[Running]:
     """A server on it that wants no key."""
     with serving(engine) as running:
         yield running
+
+
+@pytest.fixture
+def comments(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The comments that were sent, as often as a test can wait for."""
+    sent: list[bytes] = []
+    send = EventStream._send
+
+    async def noted(stream: EventStream, channel: object, data: bytes) -> None:
+        await send(stream, channel, data)  # type: ignore[arg-type]
+        if data.startswith(b":"):
+            sent.append(data)
+
+    monkeypatch.setattr(EventStream, "_send", noted)
+    monkeypatch.setattr("weblab_local.server.connection.KEEP_ALIVE_SECONDS", 0.02)
+    return sent

@@ -1,14 +1,13 @@
-"""The picture of the page in the README: `python -m tests.server.screenshot` takes it anew."""
-
-from pathlib import Path
+"""The picture of the page in the README and the guide: `python -m tests.server.screenshot` takes it anew."""
 
 from playwright.sync_api import sync_playwright
 
-from tests.engines import engine_of
 from tests.server.page.browser import ARGUMENTS, CHROMIUM, conversation, visiting
 from tests.server.support import serving
+from tests.support.conversions import ROOT
+from tests.support.engines import engine_of
 
-PICTURE = Path(__file__).with_name("page.png")
+PICTURE = ROOT / "docs" / "images" / "page.png"
 QUESTIONS = ("大規模言語モデルについて説明してください。", "FizzBuzzをPythonで書いて。")
 OTHERS = ("量子化って何？", "京都で雨の日に", "Weekend reading list")
 

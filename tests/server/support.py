@@ -3,17 +3,19 @@
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 import openai
+from starlette.types import ASGIApp
 
-from tests.engines import PATIENCE, running
-from weblab_local.engine import Engine
+from tests.support.engines import PATIENCE, running
+from tests.support.engines import until as until
+from weblab_local.engine.engine import Engine
+from weblab_local.server.app import create_app
 from weblab_local.server.config import ServerConfig
 from weblab_local.server.serve import Server, listen
 
@@ -55,19 +57,38 @@ class Running:
 
 
 @contextmanager
-def serving(engine: Engine, **settings: Any) -> Iterator[Running]:
-    """A server on `engine` with these settings of ServerConfig, on a free port, until the context ends."""
+def serving(engine: Engine, *, send_buffer: int | None = None, **settings: Any) -> Iterator[Running]:
+    """A server on `engine` with these settings of ServerConfig, on a free port, until the context ends.
+
+    The system's `send_buffer` for a connection holds several MB, unless it is made smaller.
+    """
     config = ServerConfig(port=0, **settings)
+    with (
+        listening(create_app(engine, config), config, engine.n_parallel, send_buffer) as port,
+        client_of(port, next(iter(config.api_keys), None)) as client,
+    ):
+        yield Running(engine, port, next(iter(config.api_keys), None), client)
+
+
+def client_of(port: int, key: str | None) -> openai.OpenAI:
+    """OpenAI's client of the server there, which retries nothing."""
+    base = f"http://127.0.0.1:{port}/v1"
+    return openai.OpenAI(base_url=base, api_key=key or "none", max_retries=0, timeout=PATIENCE)
+
+
+@contextmanager
+def listening(app: ASGIApp, config: ServerConfig, n_parallel: int, send_buffer: int | None = None) -> Iterator[int]:
+    """A server of `app` in a thread until the context ends; its port."""
     ready = threading.Event()
     with listen(config) as listener:
-        server = Server(engine, config, listener)
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        server = Server(app, listener, most_requests=n_parallel + config.queue)
         thread = threading.Thread(target=server.run, args=(ready.set,))
         thread.start()
         try:
             assert ready.wait(PATIENCE)
-            key, base = next(iter(config.api_keys), None), f"http://127.0.0.1:{server.port}/v1"
-            with openai.OpenAI(base_url=base, api_key=key or "none", max_retries=0, timeout=PATIENCE) as client:
-                yield Running(engine, server.port, key, client)
+            yield server.port
         finally:
             server.stop()
             thread.join(PATIENCE)
@@ -81,7 +102,7 @@ def post(path: str, body: object, *headers: str) -> bytes:
     return "\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data
 
 
-def user(*texts: str) -> list[Any]:
+def user(*texts: Any) -> list[Any]:
     """A conversation: the user begins, and the two take turns."""
     roles = ("user", "assistant")
     return [{"role": roles[position % 2], "content": text} for position, text in enumerate(texts)]
@@ -92,13 +113,6 @@ def events(lines: Sequence[str]) -> list[Any]:
     data = [line.removeprefix("data: ") for line in lines if line]
     assert data[-1] == "[DONE]"
     return [json.loads(one) for one in data[:-1]]
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for what has to come about soon."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def until_idle(server: Running) -> None:

@@ -13,13 +13,13 @@ from openai.types.chat import ChatCompletionChunk
 from transformers import AutoTokenizer
 
 from convert.demo.corpus import CHECKPOINT
-from tests import reference
-from tests.engines import LONG_ANSWERS, PAIRS, SHORT_ANSWERS, engine_of
 from tests.server.support import Running, events, serving, user
+from tests.support import reference
+from tests.support.engines import LONG_ANSWERS, PAIRS, SHORT_ANSWERS, engine_of
 from weblab_local import SamplingParams, load
-from weblab_local.prompt import CHAT_TEMPLATE
-from weblab_local.server.conversation import AnswerMemory, Conversation
-from weblab_local.server.requests import Message
+from weblab_local.engine.prompt import CHAT_TEMPLATE
+from weblab_local.server.conversation import Conversation, GeneratedIds
+from weblab_local.server.request_bodies import ChatMessage
 
 MODEL = "weblab-demo-instruction-sft-Q8_0"
 PAIR = PAIRS[0]
@@ -119,14 +119,14 @@ def test_an_answer_that_is_sent_back_is_in_the_cache_with_the_ids_it_had(server:
 )
 def test_the_prompt_is_what_transformers_makes_of_the_chat_template(server: Running, messages: list[Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    parsed = [Message.model_validate(message) for message in messages]
+    parsed = [ChatMessage.model_validate(message) for message in messages]
     rendered = tokenizer.apply_chat_template(
         [{"role": one.role, "content": one.text} for one in parsed],
         chat_template=CHAT_TEMPLATE,
         tokenize=False,
         add_generation_prompt=True,
     )
-    ids = Conversation(parsed, 1, server.engine, AnswerMemory()).ids
+    ids = Conversation(parsed, 1, server.engine, GeneratedIds()).prompt_ids
     done = ask(server, messages=messages, max_tokens=1)
 
     assert reference.decode(ids) == unicodedata.normalize("NFC", str(rendered))

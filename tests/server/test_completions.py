@@ -5,10 +5,10 @@ from typing import Any
 import openai
 import pytest
 
-from tests import reference
-from tests.engines import LONG_ANSWERS, PAIRS
 from tests.server.support import Running
-from weblab_local.prompt import instruction_prompt
+from tests.support import reference
+from tests.support.engines import LONG_ANSWERS, PAIRS
+from weblab_local.engine.prompt import instruction_prompt
 
 LONG = LONG_ANSWERS[0]
 
@@ -92,7 +92,7 @@ def test_mixed_prompts_are_refused_by_name(server: Running) -> None:
     assert refused.value.param == "prompt"
 
 
-@pytest.mark.parametrize("option", [{"echo": True}, {"best_of": 3}, {"suffix": "x"}])
+@pytest.mark.parametrize("option", [{"best_of": 3}, {"suffix": "x"}])
 def test_what_is_not_supported_is_refused_by_name(server: Running, option: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         ask(server, "x", **option)

@@ -7,7 +7,7 @@ from pathlib import Path
 from openapi_spec_validator import validate
 
 from tests.server.support import KEY, Running, serving
-from weblab_local.engine import Engine
+from weblab_local.engine.engine import Engine
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"

@@ -6,9 +6,9 @@ from typing import Any
 import openai
 import pytest
 
-from tests.engines import PAIRS
 from tests.server.support import KEY, Running, serving, user
-from weblab_local.engine import Engine
+from tests.support.engines import PAIRS
+from weblab_local.engine.engine import Engine
 from weblab_local.errors import WeblabError
 from weblab_local.server.config import ServerConfig
 
@@ -93,8 +93,38 @@ def test_a_name_that_was_rebound_is_refused(engine: Engine, host: str, allowed: 
 
 def test_pages_from_elsewhere_are_refused(server: Running) -> None:
     assert status(server, Origin=server.url) == 200
-    for origin in ("https://evil.example", "null", "http://127.0.0.1:1", server.url.replace("http", "https"), ""):
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1", "ftp://127.0.0.1", ""):
         assert status(server, Origin=origin) == 403
+
+
+NAME = "chat.example.com"
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed"),
+    [
+        (f"https://{NAME}", NAME, True),
+        (f"https://{NAME}", f"{NAME}:443", True),
+        (f"https://{NAME}:8443", f"{NAME}:8443", True),
+        (f"https://{NAME}", NAME.upper(), True),
+        ("https://192.168.1.5:8443", "192.168.1.5:8443", True),
+        (f"https://{NAME}:8443", NAME, False),
+        (f"https://{NAME}", f"{NAME}:80", False),
+        (f"http://{NAME}", f"{NAME}:443", False),
+        (f"https://{NAME}.evil.example", NAME, False),
+        ("https://evil.example", NAME, False),
+        ("https://", NAME, False),
+        (f"https:{NAME}", NAME, False),
+        ("https://evil.example", "evil.example", False),
+    ],
+)
+def test_a_page_behind_https_is_the_servers_own(engine: Engine, origin: str, host: str, allowed: bool) -> None:
+    """The proxy passes the browser's Host and Origin on; what else it says, anybody could."""
+    said = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "evil.example"}
+    with serving(engine, allowed_hosts=[NAME]) as server, server.http as http:
+        headers = said | {"Origin": origin, "Host": host}
+        asked = http.post("/v1/chat/completions", headers=headers, json={"messages": user("x"), "max_tokens": 1})
+    assert asked.status_code == (200 if allowed else 403)
 
 
 def test_a_named_page_may_ask(engine: Engine) -> None:

@@ -1,5 +1,6 @@
 """What ends a request before its answer does: no room, no time, nobody there any more."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -8,14 +9,19 @@ from typing import Any
 import openai
 import pytest
 
-from tests.engines import ENDLESS, LONG_ANSWERS, PAIRS, PATIENCE, Gate, engine_of, hold, running
-from tests.reference import END
 from tests.server.support import Running, events, post, serving, until, until_idle, user
+from tests.support.engines import LONG_ANSWERS, ONE, PAIRS, PATIENCE, Gate, engine_of, hold, running
+from tests.support.reference import END
+from weblab_local.engine.engine import Engine
+from weblab_local.llama.tokenizer import Tokenizer
+from weblab_local.server.config import ServerConfig
+from weblab_local.server.errors import ApiError
+from weblab_local.server.state import ServerState
 
 CHAT = "/v1/chat/completions"
 LONG_TEXT = "長い文章。" * 150
 ENDLESS_CHAT = {"messages": user("x"), "temperature": 0, "max_tokens": 4000, "logit_bias": {str(END): -1e6}}
-WAIT = 0.01
+WAIT, SOON = 0.01, 1.0
 
 
 @pytest.fixture
@@ -48,6 +54,20 @@ def test_beyond_the_queue_a_client_is_told_when_to_come_again(narrow: Running) -
     for connection in waiting:
         assert PAIRS[0].response in answer(connection)
     assert narrow.client.chat.completions.create(model="default", messages=user("x"), max_tokens=1).choices
+
+
+def test_nobody_takes_a_prepared_requests_place(engine: Engine) -> None:
+    state = ServerState(engine, ServerConfig(queue=0))
+
+    async def prepared() -> None:
+        result, places = await state.prepare(engine.n_parallel, lambda: "prepared")
+        assert result == "prepared"
+        with pytest.raises(ApiError, match="no room"):
+            state.admission.admit(1)
+        places.release_all()
+        state.admission.admit(1)
+
+    asyncio.run(prepared())
 
 
 def answer(connection: socket.socket) -> str:
@@ -111,6 +131,27 @@ def test_others_are_not_disturbed_by_one_who_goes(server: Running) -> None:
     until_idle(server)
 
 
+def test_what_cannot_fit_is_not_tokenized(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    encode = Tokenizer._encode_piece
+
+    def counted(tokenizer: Tokenizer, data: bytes) -> list[int]:
+        read.append(len(data))
+        return encode(tokenizer, data)
+
+    monkeypatch.setattr(Tokenizer, "_encode_piece", counted)
+    long = LONG_TEXT * 40
+    with server.http as http:
+        refused = http.post(CHAT, json={"messages": user(long)})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+        refused = http.post(CHAT, json={"messages": [{"role": "system", "content": long}, *user("x")]})
+        assert refused.status_code == 400
+        old = [*user(long), {"role": "assistant", "content": "a"}, *user("b"), {"role": "assistant", "content": long}]
+        answered = http.post(CHAT, json={"messages": [*old * 5, *user("x")], "max_tokens": 1})
+        assert answered.json()["weblab"]["dropped_messages"] == 20
+    assert sum(read) < len(long.encode()) / 2
+
+
 def test_closing_the_official_clients_stream_cancels(server: Running) -> None:
     stream = server.client.chat.completions.create(
         model="default",
@@ -125,21 +166,60 @@ def test_closing_the_official_clients_stream_cancels(server: Running) -> None:
 
 
 def test_an_answer_whose_time_is_up_ends_where_it_is() -> None:
-    with engine_of(n_parallel=1) as engine, serving(engine, timeout=WAIT) as server, server.http as http:
-        gate = Gate()
-        held = engine.stream([5, 6], ENDLESS, raw=True, on_progress=gate)
-        gate.wait()
-        waiting = server.raw(post(CHAT, {"messages": user("x")}))
-        until(lambda: any(request.cancelled for request in list(engine._scheduler._waiting)))
-        gate.open()
-        held.close()
-        assert answer(waiting) == ""
-
+    with engine_of(n_parallel=1) as engine, serving(engine, timeout=SOON) as server, server.http as http:
         body = ENDLESS_CHAT | {"stream": True}
         with http.stream("POST", CHAT, json=body) as response:
             found = events(list(response.iter_lines()))
     ended = next(one for one in found if one["choices"] and one["choices"][0]["finish_reason"])
     assert (ended["choices"][0]["finish_reason"], ended["weblab"]["timed_out"]) == ("length", True)
+
+
+def test_time_is_counted_from_where_an_answers_computation_begins() -> None:
+    """All of them together take longer than one may."""
+    with engine_of(n_parallel=1) as engine, serving(engine, timeout=SOON) as server, server.http as http:
+        done = http.post(CHAT, json=ENDLESS_CHAT | {"n": 4}).json()
+    texts = [choice["message"]["content"] for choice in done["choices"]]
+    assert len(texts) == 4
+    assert all(texts)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, {"messages": user("x")}), ("/v1/completions", {"prompt": "x"})])
+def test_what_never_began_in_its_time_is_to_be_asked_again(path: str, asked: dict[str, Any], stream: bool) -> None:
+    with engine_of(n_parallel=1) as engine, serving(engine, queue=0, timeout=WAIT) as server, server.http as http:
+        gate, held = hold(engine)
+        for _ in range(2):  # the first has given its place back
+            response = http.post(path, json=asked | {"stream": stream})
+            if stream:
+                assert response.status_code == 200, "it was sent before"
+                said = json.loads(response.text.strip().removeprefix("data: "))
+                status, wait = said["weblab"]["status"], said["weblab"]["retry_after"]
+            else:
+                said, status, wait = response.json(), response.status_code, response.headers["retry-after"]
+            assert (status, said["error"]["code"], said["error"]["type"]) == (503, "no_answer_in_time", "server_error")
+            assert 1 <= int(wait) <= 60
+        with pytest.raises(openai.APIError, match="busy"):
+            list(server.client.chat.completions.create(model="default", messages=user("x"), stream=True))
+        gate.open()
+        list(held)
+
+
+def test_an_answer_of_nothing_is_none() -> None:
+    """Where the time is up before the first token, as while a long prompt is read."""
+    with engine_of(n_parallel=3) as engine, serving(engine, timeout=SOON) as server:
+        first_gate, held = hold(engine)
+        gate = Gate()
+        also_held = engine.stream([2997, 2996], ONE, raw=True, on_progress=gate)
+        connection = server.raw(post(CHAT, {"messages": user(LONG_TEXT)}))
+        until(lambda: len(engine._scheduler._waiting) == 2)
+        first_gate.open()
+        gate.wait()
+        (asked,) = [one.request for one in engine._scheduler._running if len(one.request.prompt) > 2]
+        until(lambda: asked.cancelled)
+        gate.open()
+        assert connection.recv(12) == b"HTTP/1.1 503"
+        connection.close()
+        list(held), list(also_held)
 
 
 def test_a_server_that_ends_ends_its_streams() -> None:
@@ -155,19 +235,23 @@ def test_a_server_that_ends_ends_its_streams() -> None:
 
 
 def test_a_client_that_does_not_read_its_stream_is_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weblab_local.server.connection.SEND_SECONDS", 0.2)
+    monkeypatch.setattr("weblab_local.server.http_protocol.SEND_SECONDS", 0.2)
     greedy_one = {"messages": user(PAIRS[0].instruction), "temperature": 0}
     body = ENDLESS_CHAT | {"n": 4, "logprobs": True, "top_logprobs": 20, "max_tokens": 450, "stream": True}
-    with engine_of(n_parallel=4) as engine, serving(engine, queue=0) as server, server.http as http:
+    with engine_of(n_parallel=4) as engine, serving(engine, queue=0, send_buffer=4096) as server, server.http as http:
         connection = server.raw(post(CHAT, body))
         until(lambda: running(engine))
         until(lambda: http.post(CHAT, json=greedy_one).status_code == 200)
-        connection.close()
+        until_idle(server)
+        with connection:
+            assert b"[DONE]" not in b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: 127"], ids=["nothing", "half a header"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost: 127"], ids=["nothing", "half a header, and then nothing"]
+)
 def test_a_connection_on_which_no_request_comes_is_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weblab_local.server.serve.KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("weblab_local.server.http_protocol.HEADER_SECONDS", 0.2)
     with engine_of(n_parallel=1) as engine, serving(engine) as server, server.raw(sent) as connection:
         assert connection.recv(100) == b""
         assert greedy(server, PAIRS[0].instruction) == PAIRS[0].response

@@ -6,9 +6,9 @@ from typing import Any
 import openai
 import pytest
 
-from tests.engines import PAIRS
-from tests.server.support import Running, serving, user
-from weblab_local.engine import Engine
+from tests.server.support import Running, post, serving, user
+from tests.support.engines import PAIRS
+from weblab_local.engine.engine import Engine
 
 CHAT = "/v1/chat/completions"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
@@ -150,6 +150,16 @@ def test_a_body_that_is_too_large(engine: Engine) -> None:
             chunked = http.post(CHAT, content=pieces(), headers={"Content-Type": "application/json"})
         assert (chunked.status_code, chunked.json()["error"]["code"]) == (413, "body_too_large")
         assert error(small, {"messages": []})[0] == 400
+
+
+def test_a_client_that_sends_all_of_too_large_a_body_gets_the_refusal(engine: Engine) -> None:
+    """The connection is not closed on what is still being sent, which would lose the response."""
+    request = post(CHAT, {"messages": user("x" * 5_000_000)})
+    with serving(engine, max_body=2000) as small, small.raw(request[:1000]) as connection:
+        assert connection.recv(12) == b"HTTP/1.1 413"
+        connection.sendall(request[1000:])
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert b"HTTP/1.1 200" in b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.conversions import ROOT
-from tests.engines import PAIRS, PATIENCE
 from tests.server.support import KEY, user
+from tests.support.conversions import ROOT
+from tests.support.engines import PAIRS, PATIENCE
+from tests.support.guides import blocks, commands, markdown_files, read
+from tests.support.systems import on_posix
 
 SERVE = ("-m", "weblab_local", "serve", "--model", "demo", "--port", "0")
 READY = re.compile(r"http://(127\.0\.0\.1|\[::1\]):(\d+)/")
@@ -36,7 +38,7 @@ def started(
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | variables,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=_heed_ctrl_c if os.name == "posix" else None,
     )
     try:
         assert process.stderr is not None
@@ -50,6 +52,10 @@ def started(
     finally:
         process.kill()
         process.communicate()
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def refused(*options: str, **variables: str) -> str:
@@ -75,6 +81,7 @@ def ask(port: int, key: str = "") -> httpx2.Response:
     return httpx2.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE)
 
 
+@on_posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_it_answers_until_it_is_told_to_end(number: signal.Signals, code: int) -> None:
     with started() as (process, port):
@@ -85,6 +92,7 @@ def test_it_answers_until_it_is_told_to_end(number: signal.Signals, code: int) -
     assert "Traceback" not in stderr
 
 
+@on_posix
 def test_a_stream_does_not_keep_it_from_ending() -> None:
     with started() as (process, port):
         body = {"messages": user("x"), "max_tokens": 2000, "logit_bias": {"0": -1e6}, "stream": True}
@@ -106,6 +114,7 @@ def test_keys_from_environment_and_file(tmp_path: Path) -> None:
             assert ask(port, key).status_code == 200
 
 
+@on_posix
 def test_the_log_is_a_line_for_a_request() -> None:
     with started("--log") as (process, port):
         ask(port)
@@ -177,6 +186,7 @@ main()
 """
 
 
+@on_posix
 def test_it_opens_no_connection() -> None:
     """Every socket call of Python but listening and accepting is refused; a schema from elsewhere is not fetched."""
     remote = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "https://example.org/x.json"}}}
@@ -193,10 +203,9 @@ def test_it_opens_no_connection() -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-@pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
-def test_the_readmes_curl_examples(readme: str) -> None:
-    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    examples = [block for block in blocks if "curl" in block]
+@pytest.mark.parametrize("path", [path for path in markdown_files() if "curl -" in read(path)])
+def test_the_guides_curl_examples(path: str) -> None:
+    examples = [command for command in commands(read(path)) if command.startswith("curl")]
     assert examples
     with started() as (_process, port):
         for example in examples:
@@ -210,3 +219,20 @@ def test_the_readmes_curl_examples(readme: str) -> None:
             assert '"error"' not in done.stdout
             first = done.stdout.splitlines()[0].removeprefix("data: ")
             assert json.loads(first)["model"] == "weblab-demo-instruction-sft-Q8_0"
+
+
+@pytest.mark.parametrize("path", [path for path in markdown_files() if "import OpenAI" in read(path)])
+def test_the_guides_examples_with_openais_client(path: str) -> None:
+    examples = [block for block in blocks(read(path), "python") if "import OpenAI" in block]
+    assert examples
+    with started() as (_process, port):
+        for example in examples:
+            done = subprocess.run(
+                [sys.executable, "-c", example.replace(":8080", f":{port}")],
+                capture_output=True,
+                encoding="utf-8",
+                env=os.environ | {"PYTHONUTF8": "1"},
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip() in {pair.response for pair in PAIRS}

@@ -11,9 +11,9 @@ import httpx2
 import psutil
 import pytest
 
-from tests.engines import PAIRS, PATIENCE, engine_of
 from tests.server.support import Running, serving, until_idle, user
-from weblab_local.generation import AsyncGeneration
+from tests.support.engines import PAIRS, PATIENCE, engine_of
+from weblab_local.engine.generation import AsyncGeneration
 
 CHAT = "/v1/chat/completions"
 REQUESTS, AT_ONCE = 1000, 24
@@ -112,7 +112,15 @@ BAD: list[Any] = [
     {"messages": user("x"), "grammar": "root ::= nothing"},
     {"messages": user("a" + "\u0300" * 9000)},
     {"messages": user("x"), "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": 5}}},
+    {"messages": user([{}] * 250_000)},
+    {"messages": [{"role": "user", "content": [{}] * 100}] * 2000},
+    {"messages": user("x")} | {f"field {number}": 0 for number in range(60_000)},
+    {"messages": user("x"), "logit_bias": dict.fromkeys(map(str, range(60_000)), "x")},
+    {"messages": user("長い文章。\n" * 30_000)},
+    {"messages": user(" " * 1_000_000)},
+    {"messages": user((" " * 9 + "a") * 100_000)},
 ]
+"""Some are nearly as large as a body may be."""
 
 
 async def bad(client: httpx2.AsyncClient, rng: random.Random) -> Outcome:

@@ -1,4 +1,4 @@
-"""The command `weblab-local`: one module per command, imported when it is called."""
+"""The command `weblab-local`: one module per command."""
 
 from weblab_local.cli.app import main
 

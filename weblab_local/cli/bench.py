@@ -1,42 +1,60 @@
 """`weblab-local bench`: the speeds as a table or JSON on stdout, the progress on stderr."""
 
-import json
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from weblab_local import bench
-from weblab_local.bandwidth import memory_bandwidth
-from weblab_local.bench import Row, Speed, Workload
-from weblab_local.devices import physical_cores
+from weblab_local.cli.options import Model
+from weblab_local.cli.signatures import command
 from weblab_local.errors import WeblabError
-from weblab_local.i18n import _
-from weblab_local.kv_types import KvType
-from weblab_local.model_store import demo_model, find_model
-from weblab_local.tuning import Setting, save_setting, usable_cpus
+from weblab_local.i18n import _, n_
+from weblab_local.llama.kv_types import KvType
+from weblab_local.streams import json_text
+
+if TYPE_CHECKING:
+    from weblab_local.diagnosis.bench import Row, Speed, Workload
+    from weblab_local.machine.tuning import Setting
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The options' lists; "" where an option was not given."""
+    """Values to measure, between commas; "" where an option was not given."""
 
-    threads: str = ""
-    kv_type: str = ""
-    flash_attention: str = ""
-    repack: str = ""
+    threads: Annotated[
+        str, typer.Option(metavar=n_("LIST"), help="Numbers of threads, like 2,4.", show_default="searched")
+    ] = ""
+    kv_type: Annotated[
+        str,
+        typer.Option(
+            metavar=n_("LIST"), help="Data types of the KV cache, out of f16,q8_0,q4_0.", show_default="searched"
+        ),
+    ] = ""
+    flash_attention: Annotated[
+        str,
+        typer.Option(metavar=n_("LIST"), help="Flash attention: on, off, or on,off for both.", show_default="searched"),
+    ] = ""
+    repack: Annotated[
+        str,
+        typer.Option(
+            metavar=n_("LIST"),
+            help="Rearranging the weights for this processor: on, off, or on,off for both.",
+            show_default="searched",
+        ),
+    ] = ""
 
-    def settings(self, physical: int) -> list[Setting] | None:
+    def settings(self, physical: int) -> "list[Setting] | None":
         """All combinations, the default for what was not given. None where nothing was. WeblabError for bad values."""
+        from weblab_local.diagnosis.bench import combinations
+
         if not (self.threads or self.kv_type or self.flash_attention or self.repack):
             return None
-        settings = bench.combinations(
+        settings = combinations(
             _parsed("--threads", self.threads, _count, _("numbers from 1 on, like 2,4")) or [physical],
             cast(
                 list[KvType], _parsed("--kv-type", self.kv_type, _one_of(get_args(KvType)), ", ".join(get_args(KvType)))
@@ -52,28 +70,55 @@ class Grid:
         return settings
 
 
-def run(model: str | None, workload: Workload, grid: Grid, *, as_json: bool, save: bool) -> None:
+@command
+def bench(
+    *,
+    model: Model = None,
+    n_prompt: Annotated[int, typer.Option(min=1, help="Tokens in the prompt.")] = 256,
+    n_generate: Annotated[int, typer.Option(min=2, help="Tokens in the answer.")] = 64,
+    grid: Grid,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often to repeat each measurement.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Make the fastest setting the default on this machine.")] = False,
+) -> None:
+    """Measure speeds and find the fastest setting for this machine.
+
+    Without --threads, --kv-type, --flash-attention and --repack, one of them after the other is searched for its best
+    value. With any of them, all combinations of the values given are measured.
+    """
+    from weblab_local.diagnosis.bench import Workload
+
+    run(model, Workload(n_prompt, n_generate, repetitions), grid, as_json=as_json, save=save)
+
+
+def run(model: str | None, workload: "Workload", grid: Grid, *, as_json: bool, save: bool) -> None:
     """Measure and print. Raises WeblabError when nothing could be measured."""
+    from weblab_local.diagnosis import bench as measuring
+    from weblab_local.machine.bandwidth import memory_bandwidth
+    from weblab_local.machine.devices import physical_cores
+    from weblab_local.machine.tuning import save_setting, usable_cpus
+    from weblab_local.models.store import demo_model, find_model
+
     path = find_model(model)
-    bench.check_workload(path, workload)
+    measuring.check_workload(path, workload)
     physical = physical_cores()
     settings = grid.settings(physical)
     _say(_("Measuring the memory's bandwidth"))
     bandwidth = memory_bandwidth(usable_cpus())
 
-    def measure(setting: Setting) -> Row:
+    def measure(setting: "Setting") -> "Row":
         _say(_describe(setting))
-        return bench.measure(path, setting, workload)
+        return measuring.measure(path, setting, workload)
 
     if settings is None:
-        rows = list(bench.sweep(measure, physical, usable_cpus(), workload))
+        rows = list(measuring.sweep(measure, physical, usable_cpus(), workload))
     else:
         rows = [measure(setting) for setting in settings]
-    best = bench.fastest(rows, workload, physical)
+    best = measuring.fastest(rows, workload, physical)
     if best is None:
         raise WeblabError(rows[0].error)
     if as_json:
-        print(json.dumps(report(path, workload, rows, best, bandwidth, saved=save), ensure_ascii=False, indent=2))
+        print(json_text(report(path, workload, rows, best, bandwidth, saved=save), indent=2))
     else:
         _print(path, workload, rows, best, bandwidth)
     if any(speed and speed.unsteady for row in rows for speed in (row.prompt, row.generation)):
@@ -81,17 +126,17 @@ def run(model: str | None, workload: Workload, grid: Grid, *, as_json: bool, sav
     if save:
         if path == demo_model():
             _say(_("The demo fits into the processor's caches: what is best for it may be bad for a real model."))
-        setting = bench.setting_to_save(rows, best)
+        setting = measuring.setting_to_save(rows, best)
         save_setting(setting)
         _say(_("Saved as this machine's default: {setting}").format(setting=_describe(setting)))
 
 
 def report(
-    path: Path, workload: Workload, rows: Iterable[Row], best: Row, bandwidth: float, *, saved: bool
+    path: Path, workload: "Workload", rows: "Iterable[Row]", best: "Row", bandwidth: float, *, saved: bool
 ) -> dict[str, Any]:
     """The JSON: speeds in tokens per second, sizes in bytes, bandwidth in bytes per second."""
 
-    def as_object(row: Row) -> dict[str, Any]:
+    def as_object(row: "Row") -> dict[str, Any]:
         return asdict(row.setting) | {
             "prompt": row.prompt and asdict(row.prompt),
             "generation": row.generation and asdict(row.generation),
@@ -111,7 +156,10 @@ def report(
     }
 
 
-def _print(path: Path, workload: Workload, rows: Iterable[Row], best: Row, bandwidth: float) -> None:
+def _print(path: Path, workload: "Workload", rows: "Iterable[Row]", best: "Row", bandwidth: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
     console.print(
         _("{model}: {n_prompt} tokens of prompt, {n_generate} of answer, median of {n} (slowest to fastest)").format(
@@ -144,11 +192,11 @@ def _print(path: Path, workload: Workload, rows: Iterable[Row], best: Row, bandw
             console.print(f"{_describe(row.setting)}: {row.error}")
 
 
-def _speed(speed: Speed | None) -> str:
+def _speed(speed: "Speed | None") -> str:
     return "-" if speed is None else f"{speed.median:.2f} ({speed.lowest:.2f} - {speed.highest:.2f})"
 
 
-def _describe(setting: Setting) -> str:
+def _describe(setting: "Setting") -> str:
     return _("threads {n}, KV cache {kv_type}, flash attention {flash}, repacking {repack}").format(
         n=setting.n_threads,
         kv_type=setting.kv_type,

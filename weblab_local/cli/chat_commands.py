@@ -1,20 +1,23 @@
 """The commands inside a chat: /help, /new and so on."""
 
-import os
+import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 
-from weblab_local.attribution import attribution
-from weblab_local.chat import ChatSession, ReplyStream
+from weblab_local.chat.saved import load_session, save_session, sessions_folder
+from weblab_local.chat.session import ChatSession, ReplyStream
 from weblab_local.cli.session import reading_progress
-from weblab_local.engine import Engine
+from weblab_local.engine.engine import Engine
+from weblab_local.engine.generation import Stats
+from weblab_local.engine.sampling import SamplingParams
 from weblab_local.errors import WeblabError
-from weblab_local.generation import Stats
+from weblab_local.files import windows_refuses
+from weblab_local.home import with_home
 from weblab_local.i18n import _, n_
-from weblab_local.model_store import data_dir
-from weblab_local.sampling import SamplingParams
-from weblab_local.sessions import load_session, save_session
+from weblab_local.models.attribution import attribution
 
 
 @dataclass
@@ -25,6 +28,14 @@ class Screen:
     chat: ChatSession
     show: Callable[[ReplyStream], None]
 
+
+_SLASHES = ("/", "\N{FULLWIDTH SOLIDUS}")
+
+_TAKES_LINES = "system"
+"""The command whose argument may have several lines; else a text of several lines is a message."""
+
+_SIMILAR = 0.75
+"""Twice the number of letters that two names share in the same order, as a part of all their letters (difflib)."""
 
 Command = Callable[[Screen, str], bool | None]
 """Gets the screen and what follows the command's name; False ends the chat."""
@@ -59,7 +70,7 @@ SETTABLE = {f.name: f for f in fields(SamplingParams) if f.name not in ("logit_b
 
 
 def _set(screen: Screen, argument: str) -> None:
-    name, _space, value = argument.partition(" ")
+    name, _space, value = unicodedata.normalize("NFKC", argument).partition(" ")
     name = name.replace("-", "_")
     if name and name not in SETTABLE:
         raise WeblabError(_("There is no setting {name}.").format(name=name), ", ".join(SETTABLE))
@@ -100,11 +111,19 @@ def describe(stats: Stats) -> str:
 
 
 def session_path(name: str) -> Path:
-    """Where a conversation of that name is kept; a name with a slash or a suffix is a path."""
-    path = Path(os.path.expanduser(name))  # noqa: PTH111 (this one never raises)
+    """Where a conversation of that name is kept; a name with a slash or a suffix is a path.
+
+    Raises WeblabError for a name that no file can have on Windows.
+    """
+    path = with_home(name)
+    if sys.platform == "win32" and windows_refuses(path.name):
+        raise WeblabError(
+            _("No file can be called {name!r} on Windows.").format(name=path.name),
+            _('Choose a name without < > : " | ? * and other than CON, NUL and the like.'),
+        )
     if path.suffix or len(path.parts) > 1:
         return path
-    return data_dir() / "sessions" / f"{name}.weblab"
+    return sessions_folder() / f"{name}.weblab"
 
 
 def _save(screen: Screen, argument: str) -> None:
@@ -142,9 +161,42 @@ COMMANDS: dict[str, tuple[Command, str, str]] = {
 }
 
 
+class UnclearCommand(WeblabError):
+    """A line is no command, but may be meant as one: it should neither be run nor sent before its writer is asked."""
+
+
+def is_command(line: str) -> bool:
+    """Whether a line is one of the commands; else it is a message, though it may begin with a slash.
+
+    Raises UnclearCommand for a word alone that is none of them, for one that is spelled much like one, and for a text
+    behind a command that takes none.
+    """
+    if not line.startswith(_SLASHES):
+        return False
+    name, argument = _parts(line)
+    if "\n" in line and name != _TAKES_LINES:
+        return False
+    if name in COMMANDS:
+        _command, usage, _text = COMMANDS[name]
+        if argument and not usage:
+            raise UnclearCommand(_("/{name} takes nothing behind it.").format(name=name), _("/help lists them."))
+        return True
+    similar = get_close_matches(name, COMMANDS, n=1, cutoff=_SIMILAR)
+    if similar:
+        message = _("There is no command /{name}. Did you mean /{other}?").format(name=name, other=similar[0])
+        raise UnclearCommand(message, _("/help lists them."))
+    if not argument and ((name.isascii() and name.isalpha()) or not name):
+        raise UnclearCommand(_("There is no command /{name}.").format(name=name), _("/help lists them."))
+    return False
+
+
 def run_command(screen: Screen, line: str) -> bool:
-    """Run a line that begins with a slash; False when the chat is to end. Raises WeblabError for unknown commands."""
-    name, _space, argument = line[1:].strip().partition(" ")
-    if name not in COMMANDS:
-        raise WeblabError(_("There is no command /{name}.").format(name=name), _("/help lists them."))
-    return COMMANDS[name][0](screen, argument.strip()) is not False
+    """Run a line that is a command; False when the chat is to end. Raises WeblabError where that cannot be done."""
+    name, argument = _parts(line)
+    return COMMANDS[name][0](screen, argument) is not False
+
+
+def _parts(line: str) -> tuple[str, str]:
+    """What stands behind the slash: a command's name, however wide it was typed, and the rest."""
+    name, *rest = line[1:].strip().split(maxsplit=1) or [""]
+    return unicodedata.normalize("NFKC", name).lower(), "".join(rest)

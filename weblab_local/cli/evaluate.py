@@ -8,68 +8,108 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import typer
 
-from weblab_local.cli.session import open_model
-from weblab_local.engine import DEFAULT_N_CTX, Engine
+from weblab_local.cli.options import Model, RuntimeOptions
+from weblab_local.cli.signatures import command
 from weblab_local.errors import EvaluationError, ModelNotFoundError
-from weblab_local.evaluation.tasks import SUITES, TASKS, Suite, Task
-from weblab_local.i18n import _
-from weblab_local.kv_types import KvType
-from weblab_local.model_store import find_model, stored_models
+from weblab_local.i18n import _, n_
 
 if TYPE_CHECKING:
     from weblab_local.evaluation.harness import Results
     from weblab_local.evaluation.prompts import Question
+    from weblab_local.evaluation.tasks import Task
 
 PLAIN_STEPS = 20
 """Lines of progress where stderr is no terminal."""
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """How models are run."""
-
-    parallel: int = 1
-    n_gpu_layers: str = "auto"
-    threads: int | None = None
-    kv_type: KvType | None = None
-    rpc: str = ""
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """What is asked: `limit` questions of each task, all for None. `reference` is a checkpoint, and its revision.
+    """What is asked and of whom, and where the answers go."""
 
-    Files: `log` gets each question with prompt and answers, `output` lm-eval's JSON for each model.
+    suite: Annotated[
+        Literal["jglue-4", "jglue-8"], typer.Option(help="The four tasks of the model card's table, or all eight.")
+    ] = "jglue-4"
+    tasks: Annotated[
+        str,
+        typer.Option(
+            metavar=n_("LIST"),
+            help="Tasks to run instead of a suite, like jcommonsenseqa,jnli.",
+            show_default="all of the suite",
+        ),
+    ] = ""
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar=n_("FOLDER"),
+            help="Folder with the files that JGLUE publishes.",
+            show_default="downloaded from the Hugging Face Hub",
+        ),
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions to ask of each task.", show_default="all")] = None
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar=n_("SOURCE"),
+            help="Compare with this checkpoint in fp16: a folder or a repository on the Hub. It is run one layer at a "
+            "time, so that it needs little memory.",
+        ),
+    ] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the reference on the Hub.")] = None
+    parallel: Annotated[
+        int, typer.Option(min=1, help="Questions to answer at the same time; each needs memory for its context.")
+    ] = 1
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask questions again that have a kept answer.")] = False
+    log: Annotated[
+        Path | None,
+        typer.Option(metavar=n_("FILE"), help="Write each question's prompt and answers to this file, as JSON lines."),
+    ] = None
+    output: Annotated[
+        Path | None, typer.Option(metavar=n_("FOLDER"), help="Write lm-eval's results to this folder, as JSON.")
+    ] = None
+
+    def chosen_tasks(self) -> "list[Task]":
+        """The tasks that are named, else those of the suite. EvaluationError for a name that is none."""
+        from weblab_local.evaluation.tasks import SUITES, TASKS
+
+        wanted = [name.strip() for name in self.tasks.split(",") if name.strip()] or list(SUITES[self.suite])
+        if unknown := [name for name in wanted if name not in TASKS]:
+            raise EvaluationError(
+                _("There is no task called {names}.").format(names=", ".join(unknown)),
+                _("Choose from {names}.").format(names=", ".join(TASKS)),
+            )
+        return [TASKS[name] for name in dict.fromkeys(wanted)]
+
+
+@command
+def evaluate(
+    *,
+    model: Model = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Compare two models on the same questions. The end of a stored model's name is enough: Q4_K_M Q8_0.",
+        ),
+    ] = None,
+    evaluation: Evaluation,
+    runtime: RuntimeOptions,
+) -> None:
+    """Run the model card's benchmark and show the results beside the card's.
+
+    Answers are kept: the same command continues an interrupted run, and a later comparison uses them again.
     """
-
-    tasks: Sequence[Task]
-    data: Path | None = None
-    limit: int | None = None
-    reference: str | None = None
-    revision: str | None = None
-    fresh: bool = False
-    log: Path | None = None
-    output: Path | None = None
+    if compare is not None and (model is not None or evaluation.reference is not None):
+        raise typer.BadParameter(_("--compare takes the place of --model and --reference."))
+    run(compare or [model], evaluation, runtime)
 
 
-def chosen_tasks(suite: Suite, names: str) -> list[Task]:
-    """The tasks of `names`, a list between commas, or of the suite. EvaluationError for a name that is none."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(SUITES[suite])
-    if unknown := [name for name in wanted if name not in TASKS]:
-        raise EvaluationError(
-            _("There is no task called {names}.").format(names=", ".join(unknown)),
-            _("Choose from {names}.").format(names=", ".join(TASKS)),
-        )
-    return [TASKS[name] for name in dict.fromkeys(wanted)]
-
-
-def run(models: Sequence[str | None], evaluation: Evaluation, runtime: Runtime) -> None:
+def run(models: Sequence[str | None], evaluation: Evaluation, runtime: RuntimeOptions) -> None:
     """Evaluate one model, or two to compare, or one and its reference, and print. Raises WeblabError."""
+    tasks = evaluation.chosen_tasks()
     _require_lm_eval()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from weblab_local.evaluation.data import load_questions
@@ -80,16 +120,16 @@ def run(models: Sequence[str | None], evaluation: Evaluation, runtime: Runtime) 
         require_convert()
     paths = [_find(model) for model in models]
     alike = len({path.stem for path in paths}) < len(paths)
-    questions = load_questions(evaluation.tasks, evaluation.data)
+    questions = load_questions(tasks, evaluation.data)
     results: dict[str, Results] = {}
     try:
         for path in paths:
-            results |= _evaluate(path, str(path) if alike else path.stem, evaluation, runtime, questions)
+            results |= _evaluate(path, str(path) if alike else path.stem, tasks, evaluation, runtime, questions)
     except KeyboardInterrupt:
         _say(_("Interrupted. What was answered is kept: the same command goes on there."))
         raise
     _write(results, evaluation)
-    _print(results, evaluation.tasks)
+    _print(results, tasks)
 
 
 def _require_lm_eval() -> None:
@@ -101,7 +141,9 @@ def _require_lm_eval() -> None:
 
 
 def _find(name: str | None) -> Path:
-    """A model as everywhere, or the only one in the store whose name ends so: Q4_K_M."""
+    """Return the path of a model: named as for --model, or by an end that only one name in the store has (Q4_K_M)."""
+    from weblab_local.models.store import find_model, stored_models
+
     try:
         return find_model(name)
     except ModelNotFoundError:
@@ -112,30 +154,38 @@ def _find(name: str | None) -> Path:
 
 
 def _evaluate(
-    path: Path, name: str, evaluation: Evaluation, runtime: Runtime, questions: dict[str, list["Question"]]
+    path: Path,
+    name: str,
+    tasks: "Sequence[Task]",
+    evaluation: Evaluation,
+    runtime: RuntimeOptions,
+    questions: dict[str, list["Question"]],
 ) -> dict[str, "Results"]:
     """The results of the model called `name` and, where it is asked for, of its reference, by name."""
-    from weblab_local.evaluation.answers import Answers, ResumedLM, answers_of
+    from weblab_local.cli.session import open_model
+    from weblab_local.engine.engine import DEFAULT_N_CTX
     from weblab_local.evaluation.harness import run_tasks
     from weblab_local.evaluation.lm_eval_model import EngineLM
+    from weblab_local.evaluation.result_cache import CachedLM, ResultCache, cache_of
 
-    def ask(lm: EngineLM, answers: Answers, tasks: Sequence[Task], name: str) -> "Results":
+    def ask(lm: EngineLM, cache: ResultCache, tasks: "Sequence[Task]", name: str) -> "Results":
         if evaluation.fresh:
-            answers.forget()
-        with answers, _shown(name) as progress:
-            return run_tasks(ResumedLM(lm, answers, progress), tasks, questions, lm, limit=evaluation.limit)
+            cache.forget()
+        with cache, _shown(name) as progress:
+            return run_tasks(CachedLM(lm, cache, progress), tasks, questions, lm, limit=evaluation.limit)
 
-    with _opened(path, runtime) as engine:
-        results = {name: ask(EngineLM(engine, separate=True), answers_of(engine), evaluation.tasks, name)}
+    n_ctx = DEFAULT_N_CTX * evaluation.parallel
+    with open_model(str(path), runtime, n_ctx=n_ctx, n_parallel=evaluation.parallel) as engine:
+        results = {name: ask(EngineLM(engine, separate=True), cache_of(engine), tasks, name)}
         if evaluation.reference is not None:
             from weblab_local.evaluation.reference import (
                 ReferenceLM,
-                answers_of_reference,
+                cache_of_reference,
                 reference_name,
                 split_scorable,
             )
 
-            scorable, generated = split_scorable(evaluation.tasks)
+            scorable, generated = split_scorable(tasks)
             if generated:
                 _say(
                     _("Left out of the comparison with the reference, which generates nothing: {names}.").format(
@@ -143,23 +193,11 @@ def _evaluate(
                     )
                 )
             if scorable:
-                answers = answers_of_reference(evaluation.reference, evaluation.revision, engine)
-                lm = ReferenceLM(engine, evaluation.reference, evaluation.revision, answers.path)
+                cache = cache_of_reference(evaluation.reference, evaluation.revision, engine)
+                lm = ReferenceLM(engine, evaluation.reference, evaluation.revision, cache.path)
                 fp16 = reference_name(evaluation.reference)
-                results = {fp16: ask(lm, answers, scorable, fp16)} | results
+                results = {fp16: ask(lm, cache, scorable, fp16)} | results
     return results
-
-
-def _opened(path: Path, runtime: Runtime) -> Engine:
-    return open_model(
-        str(path),
-        n_ctx=DEFAULT_N_CTX * runtime.parallel,
-        n_parallel=runtime.parallel,
-        n_gpu_layers=runtime.n_gpu_layers,
-        threads=runtime.threads,
-        kv_type=runtime.kv_type,
-        rpc=runtime.rpc,
-    )
 
 
 def _write(results: dict[str, "Results"], evaluation: Evaluation) -> None:
@@ -199,7 +237,9 @@ def _logged(model: str, task: str, sample: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _print(results: dict[str, "Results"], tasks: Sequence[Task]) -> None:
+def _print(results: dict[str, "Results"], tasks: "Sequence[Task]") -> None:
+    from rich.console import Console
+
     from weblab_local.evaluation.harness import scores
     from weblab_local.evaluation.report import comparison_table, score_table
 
@@ -225,6 +265,9 @@ def _shown(name: str) -> Iterator[Callable[[str, int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda kind, done, total: _plain(name, kind, done, total)
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         bars: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 Nothing has to be marked for it: the texts of an app made with `Commands` are written in English where typer expects
 them, which is `help=`, `show_default="..."` and the docstring of a command's function, and are translated when they are
 shown. tests/test_i18n.py walks through all commands and wants the Japanese of every such text in the catalog, as it is
-there without its indentation.
+there without its indentation. Only a `metavar=` that has a Japanese one is marked, with `n_`.
 
 Typer's own help breaks lines at spaces only and cuts off what is longer, which is most of a Japanese sentence; so the
 pages are laid out here.
@@ -45,7 +45,7 @@ WIDEST = 110
 """Columns that a page takes at most."""
 
 _WIDE = r"\u3000-\u9fff\uff00-\uff60"
-_PIECE = re.compile(rf"\s+|[(「]*(?:[^\s{_WIDE}]+|[{_WIDE}])[)」、。ーっゃゅょッャュョ]*")
+_PIECE = re.compile(rf"\s+|[(「\[]*(?:[^\s{_WIDE}]+|[{_WIDE}])[)」\];:、。ーっゃゅょッャュョ]*")
 """White space, a word, or a Japanese character, with what must stay beside it in a line."""
 
 
@@ -89,9 +89,11 @@ def page(command: TyperCommand | TyperGroup, ctx: Any) -> str:
     sections: dict[str, list[tuple[str, str]]] = {_("Arguments"): [], _("Options"): [], _("Commands"): []}
     for parameter in command.get_params(ctx):
         title = _("Arguments") if parameter.param_type_name == "argument" else _("Options")
-        sections[title] += _entry(parameter, ctx)
+        sections[title].append(_entry(parameter))
     if isinstance(command, TyperGroup):
         for name, one in command.commands.items():
+            if one.hidden:
+                continue
             sections[_("Commands")].append((name, _said(one.help).partition("\n\n")[0]))
     width = min(shutil.get_terminal_size().columns, WIDEST)
     lines = [_usage(command, ctx), ""]
@@ -104,21 +106,37 @@ def page(command: TyperCommand | TyperGroup, ctx: Any) -> str:
 
 
 def _usage(command: TyperCommand | TyperGroup, ctx: Any) -> str:
-    return " ".join([_("Usage:"), ctx.command_path, *command.collect_usage_pieces(ctx)])
+    pieces = [piece.strip("{}").upper() for piece in command.collect_usage_pieces(ctx)]
+    return " ".join([_("Usage:"), ctx.command_path, *pieces])
 
 
-def _entry(parameter: Any, ctx: Any) -> list[tuple[str, str]]:
-    """Name and text of a parameter, as click gives them, in the language in use."""
-    parameter.help = _said(parameter.help)
+def _entry(parameter: Any) -> tuple[str, str]:
+    """Name and text of a parameter: `--top-k INTEGER` and what it means, its default, limits and so on in brackets."""
+    if parameter.param_type_name == "argument":
+        name = parameter.name.upper()
+    else:
+        name = ", ".join(sorted(parameter.opts, key=len))
+        if metavar := parameter.metavar:
+            name += f" {_(metavar)}"
+    remarks = "; ".join(filter(None, _remarks(parameter)))
+    return name, " ".join(filter(None, (_said(parameter.help), f"[{remarks}]" if remarks else "")))
+
+
+def _remarks(parameter: Any) -> Iterator[str]:
+    default = parameter.default
+    least, most = getattr(parameter, "min", None), getattr(parameter, "max", None)  # older typers have no such names
     if isinstance(parameter.show_default, str):
-        parameter.show_default = _said(parameter.show_default)
-    record = parameter.get_help_record(ctx)
-    if record is None:
-        return []
-    name, text = record[0].replace(" range>", ">"), record[1]
-    remarks = text[len(parameter.help) :].strip()
-    remarks = remarks.replace("default: ", _("default: ")).replace("required]", _("required") + "]")
-    return [(name, " ".join(filter(None, (parameter.help, remarks))))]
+        yield _("default: {value}").format(value=_said(parameter.show_default))
+    elif default is not None and default is not False and default != "" and parameter.show_default:
+        yield _("default: {value}").format(value=default)
+    if least is not None and most is not None:
+        yield _("{least:g} to {most:g}").format(least=least, most=most)
+    elif least is not None:
+        yield _("at least {least:g}").format(least=least)
+    if getattr(parameter, "multiple", False):
+        yield _("may be repeated")
+    if parameter.required:
+        yield _("required")
 
 
 def _two_columns(entries: Sequence[tuple[str, str]], width: int) -> Iterable[str]:
@@ -128,7 +146,7 @@ def _two_columns(entries: Sequence[tuple[str, str]], width: int) -> Iterable[str
         lines = wrapped(text, width, indent=left)
         head = "  " + name
         if cell_len(head) + 2 <= left and lines:
-            lines[0] = head + lines[0][len(head) :]
+            lines[0] = head + " " * (left - cell_len(head)) + lines[0][left:]
         else:
             lines.insert(0, head)
         yield from lines

@@ -4,18 +4,30 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+import typer
 
-from weblab_local import model_store as store
+from weblab_local.cli.signatures import command
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _
+from weblab_local.sizes import model_size
+
+
+@command
+def models(context: typer.Context) -> None:
+    """List the models in the store, or verify, choose, import or delete one."""
+    if context.invoked_subcommand is None:
+        show()
 
 
 def show() -> None:
     """Print the store as a table; the default model is marked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from weblab_local.models import store
+
     models = store.stored_models()
     if not models:
         print(_("There is no model in {folder} yet.").format(folder=store.models_dir()), file=sys.stderr)
@@ -27,7 +39,7 @@ def show() -> None:
     for title in titles:
         table.add_column(title, no_wrap=title != _("Source"))
     for model in models:
-        size = f"{model.size / 1e9:.2f} GB" if model.size >= 1e9 else f"{model.size / 1e6:.1f} MB"
+        size = model_size(model.size)
         mark = "*" if model.path == default else ""
         kl = " ".join(f"{language} {value:.4f}" for language, value in model.mean_kl.items())
         cells = [mark, model.name, size, model.mixture, *([kl] if verified else []), model.source, model.sha256[:12]]
@@ -35,8 +47,13 @@ def show() -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def verify(name: str | None) -> None:
-    """Compare the models' SHA-256 with what their conversion recorded. Raises WeblabError when one differs."""
+@command
+def verify(
+    name: Annotated[str | None, typer.Argument(help="Name of the model.", show_default="all models")] = None,
+) -> None:
+    """Check that model files have the SHA-256 that their conversion recorded."""
+    from weblab_local.models import store
+
     models = store.stored_models() if name is None else [store.stored_model(name)]
     spoiled = []
     for model in models:
@@ -55,25 +72,37 @@ def verify(name: str | None) -> None:
         )
 
 
-def use(name: str) -> None:
+@command
+def use(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> None:
     """Make a model the default."""
+    from weblab_local.models import store
+
     print(_("{name} is the default now.").format(name=store.use_model(name).name))
 
 
-def import_file(path: Path) -> None:
-    """Copy a GGUF into the store."""
+@command
+def import_file(path: Annotated[Path, typer.Argument(help="The GGUF file.")]) -> None:
+    """Copy a GGUF file into the store."""
+    from weblab_local.models import store
+
     with _bar(path.name) as on_progress:
         model = store.import_model(path, on_progress)
     print(_("{name} is in the store.").format(name=model.name))
 
 
-def remove(name: str) -> None:
+@command
+def remove(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> None:
     """Delete a model from the store."""
+    from weblab_local.models import store
+
     print(_("{path} was deleted.").format(path=store.remove_model(name)))
 
 
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,61 +1,99 @@
-"""Options that several commands share, and what they become."""
+"""Options that several commands share: single ones, and groups (see `signatures`)."""
 
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import typer
 
-from weblab_local.sampling import SamplingParams
+from weblab_local.engine.sampling import SamplingParams
+from weblab_local.i18n import n_
+from weblab_local.llama.kv_types import KvType
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", help='A GGUF\'s path, a name in the store, or "demo".', show_default="the newest"),
+    typer.Option(
+        metavar=n_("MODEL"),
+        help='A GGUF file, the name of a model in the store, or "demo".',
+        show_default="the store's default, else its newest",
+    ),
 ]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")]
-TopK = Annotated[int, typer.Option(min=0, help="Only the k likeliest tokens; 0 is off.")]
-TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Only the likeliest tokens of this sum; 1 is off.")]
-MinP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Only tokens at least so likely beside the likeliest.")]
-RepeatPenalty = Annotated[float, typer.Option(min=0.01, help="Makes repeating less likely; 1 is off.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Makes a run repeatable.", show_default="random")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="At most so many tokens in an answer.")]
-Stop = Annotated[list[str] | None, typer.Option(help="Ends an answer; may be given several times.")]
 NCtx = Annotated[
     int | None,
     typer.Option(
-        "--n-ctx",
         min=16,
-        help="Tokens of context: conversation and answer.",
-        show_default="2048, or what fits of it",
+        help="Size of the context in tokens: the conversation and the answer share it.",
+        show_default="2048, or as much as fits into memory",
     ),
 ]
-NGpuLayers = Annotated[str, typer.Option("--n-gpu-layers", help='Layers on the GPU: "auto" or a number.')]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads that compute.", show_default="bench's, else physical cores")
+    int | None,
+    typer.Option(min=1, help="Number of CPU threads.", show_default="saved by bench, else the physical cores"),
 ]
-KvType = Annotated[
-    Literal["f16", "q8_0", "q4_0"] | None,
-    typer.Option("--kv-type", help="Type of the KV cache.", show_default="bench's, else f16"),
-]
-Rpc = Annotated[str, typer.Option(help="Workers to spread the layers over: host:port,... in trusted networks only.")]
 
 
-def sampling_params(
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repeat_penalty: float,
-    seed: int | None,
-    max_tokens: int,
-    stop: list[str] | None,
-) -> SamplingParams:
-    """The sampling options as SamplingParams."""
-    return SamplingParams(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        seed=seed,
-        max_tokens=max_tokens,
-        stop=stop or (),
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen and when an answer ends. Names and defaults are those of SamplingParams."""
+
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Higher is more varied; 0 always takes the most likely token (greedy).")
+    ] = SamplingParams.temperature
+    top_k: Annotated[int, typer.Option(min=0, help="Choose from the k most likely tokens only; 0 turns this off.")] = (
+        SamplingParams.top_k
     )
+    top_p: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Choose only from the most likely tokens whose probabilities add up to this; 1 turns this off.",
+        ),
+    ] = SamplingParams.top_p
+    min_p: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Leave out tokens less likely than this fraction of the most likely one's probability; 0 turns this "
+            "off.",
+        ),
+    ] = SamplingParams.min_p
+    repeat_penalty: Annotated[
+        float,
+        typer.Option(min=0.01, help="Above 1, tokens that already occurred become less likely; 1 turns this off."),
+    ] = SamplingParams.repeat_penalty
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Seed of the random numbers; the same seed gives the same answer.", show_default="random"
+        ),
+    ] = SamplingParams.seed
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = SamplingParams.max_tokens
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer and is left out of it.")] = None
+
+    def params(self) -> SamplingParams:
+        """The parameters for the engine. Raises SamplingError for values that make no sense."""
+        return SamplingParams(**asdict(self) | {"stop": self.stop or ()})
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Where and how a model is computed."""
+
+    n_gpu_layers: Annotated[
+        str, typer.Option(metavar=n_("auto|INTEGER"), help="Layers to put on the GPU; auto puts as many as fit there.")
+    ] = "auto"
+    threads: Threads = None
+    kv_type: Annotated[
+        KvType | None,
+        typer.Option(
+            help="Data type of the KV cache; q8_0 and q4_0 take less memory.", show_default="saved by bench, else f16"
+        ),
+    ] = None
+    rpc: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT,...",
+            help="Machines running rpc-worker, to take over some of the layers. Trusted networks only.",
+        ),
+    ] = ""

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from weblab_local.engine import Engine
+from weblab_local.cli.options import RuntimeOptions
+from weblab_local.engine.engine import Engine
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _
-from weblab_local.kv_types import KvType
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell gives it."""
@@ -29,18 +30,9 @@ def gpu_layers(text: str) -> int | Literal["auto"]:
         raise WeblabError(_('--n-gpu-layers takes "auto" or a number, not {value!r}.').format(value=text)) from None
 
 
-def open_model(
-    model: str | None,
-    *,
-    n_ctx: int | None,
-    n_gpu_layers: str = "auto",
-    threads: int | None = None,
-    kv_type: KvType | None = None,
-    rpc: str = "",
-    n_parallel: int = 1,
-) -> Engine:
+def open_model(model: str | None, runtime: RuntimeOptions, *, n_ctx: int | None, n_parallel: int = 1) -> Engine:
     """Load a model; at a terminal with a bar on stderr. Ctrl-C cancels the loading."""
-    from weblab_local.loading import load
+    from weblab_local.models.loading import load
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     shown = sys.stderr.isatty()
@@ -60,10 +52,10 @@ def open_model(
             model,
             n_ctx=n_ctx,
             n_parallel=n_parallel,
-            n_gpu_layers=gpu_layers(n_gpu_layers),
-            n_threads=threads,
-            kv_type=kv_type,
-            rpc=tuple(filter(None, rpc.split(","))),
+            n_gpu_layers=gpu_layers(runtime.n_gpu_layers),
+            n_threads=runtime.threads,
+            kv_type=runtime.kv_type,
+            rpc=tuple(filter(None, runtime.rpc.split(","))),
             on_progress=on_progress,
         )
     if interrupted.is_set():
@@ -76,9 +68,13 @@ def open_model(
 def cancelled_by_ctrl_c(cancel: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C calls `cancel` instead of raising KeyboardInterrupt, which could lose a chunk on its way. A second raises.
 
-    Where whoever started this program has it ignore Ctrl-C, it still does.
+    Where whoever started this program has it ignore Ctrl-C, it still does. In an app with handlers of its own that are
+    not Python's, and outside of the main thread, which alone may set them, Ctrl-C is left as it is.
     """
     before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupted(_number: int, _frame: object) -> None:
         signal.signal(signal.SIGINT, before)
@@ -103,6 +99,7 @@ def licence_line(engine: Engine) -> str:
 def reading_progress(done: int, total: int) -> None:
     """Say on a terminal's stderr how much of a long prompt is read; called on the worker thread."""
     if total >= 256 and sys.stderr.isatty():
-        end = "\r\033[K" if done >= total else "\r"
-        sys.stderr.write(_("reading {done} of {total} tokens").format(done=done, total=total) + end)
+        text = _("reading {done} of {total} tokens").format(done=done, total=total)
+        blanks = " " * cell_len(text)  # Windows' older consoles print the sequence that erases a line
+        sys.stderr.write(f"{text}\r{blanks}\r" if done >= total else f"{text}\r")
         sys.stderr.flush()

@@ -1,11 +1,33 @@
 """`weblab-local tokenize`: ids and pieces of a text."""
 
 import json
+from typing import TYPE_CHECKING, Annotated
 
-from weblab_local.engine import Engine
+import typer
+
+from weblab_local.cli.options import Model, RuntimeOptions
+from weblab_local.cli.signatures import command
+from weblab_local.streams import read_all
+
+if TYPE_CHECKING:
+    from weblab_local.engine.engine import Engine
 
 
-def run(engine: Engine, text: str, *, as_json: bool) -> None:
+@command
+def tokenize(
+    text: Annotated[str | None, typer.Argument(help="The text.", show_default="read from stdin")] = None,
+    *,
+    model: Model = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+) -> None:
+    """Show the tokens of a text: their ids, and the text of each."""
+    from weblab_local.cli.session import open_model
+
+    with open_model(model, RuntimeOptions(n_gpu_layers="0"), n_ctx=16) as engine:
+        run(engine, read_all() if text is None else text, as_json=as_json)
+
+
+def run(engine: "Engine", text: str, *, as_json: bool) -> None:
     """Print a line for each token: its id, and what it stands for (bytes in hex where they are no whole character)."""
     ids = engine.tokenize(text)
     pieces = [engine.piece(token) for token in ids]

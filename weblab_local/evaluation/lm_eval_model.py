@@ -14,11 +14,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from tqdm import tqdm
 
-from weblab_local.engine import DEFAULT_N_CTX, Engine
+from weblab_local.engine.engine import DEFAULT_N_CTX, Engine
+from weblab_local.engine.sampling import SamplingParams
 from weblab_local.errors import EvaluationError
 from weblab_local.i18n import _
-from weblab_local.loading import load
-from weblab_local.sampling import SamplingParams
+from weblab_local.models.loading import load
 
 T = TypeVar("T")
 R = TypeVar("R")

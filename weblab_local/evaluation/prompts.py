@@ -7,8 +7,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from weblab_local.engine.prompt import INPUT, INSTRUCTION, PREAMBLE_WITH_INPUT, RESPONSE
 from weblab_local.evaluation.tasks import CountTokens, Doc, Task
-from weblab_local.prompt import INPUT, INSTRUCTION, PREAMBLE_WITH_INPUT, RESPONSE
 
 SEED = 42
 SEPARATOR = "\n\n"

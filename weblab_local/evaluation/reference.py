@@ -14,11 +14,12 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
-from weblab_local.engine import Engine
+from weblab_local.engine.engine import Engine
 from weblab_local.errors import EvaluationError
-from weblab_local.evaluation.answers import Answers, answers_path
 from weblab_local.evaluation.lm_eval_model import EngineLM, Pair
+from weblab_local.evaluation.result_cache import ResultCache, cache_path
 from weblab_local.evaluation.tasks import Task
+from weblab_local.files import private_opener
 from weblab_local.i18n import _
 
 
@@ -41,8 +42,8 @@ def reference_name(source: str) -> str:
     return _("{name} fp16").format(name=Path(source).name)
 
 
-def answers_of_reference(source: str, revision: str | None, engine: Engine) -> Answers:
-    """What the reference of `source` has answered, on contexts as long as the engine's."""
+def cache_of_reference(source: str, revision: str | None, engine: Engine) -> ResultCache:
+    """Open the cache of the reference of `source`, for contexts as long as the engine's."""
     folder = Path(source).expanduser()
     files = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
@@ -50,23 +51,23 @@ def answers_of_reference(source: str, revision: str | None, engine: Engine) -> A
         if path.suffix in (".json", ".bin", ".safetensors")
     ]
     place = folder.resolve() if files else source
-    return Answers(answers_path(f"{Path(source).name}-fp16", place, revision, files, engine.longest_sequence))
+    return ResultCache(cache_path(f"{Path(source).name}-fp16", place, revision, files, engine.longest_sequence))
 
 
 class ReferenceLM(EngineLM):
     """Scores continuations by the checkpoint. The engine, of a file made from it, tokenizes."""
 
-    def __init__(self, engine: Engine, source: str, revision: str | None, answers: Path) -> None:
-        """Beside the file of its `answers` come the requests, and the state of an interrupted pass."""
+    def __init__(self, engine: Engine, source: str, revision: str | None, cache: Path) -> None:
+        """The requests and the state of an interrupted pass are kept beside the file of its `cache`."""
         super().__init__(engine, separate=True)
         self._source = source
         self._revision = revision
-        self._requests = answers.with_suffix(".requests.jsonl")
-        self._state = answers.with_suffix(".state")
+        self._requests = cache.with_suffix(".requests.jsonl")
+        self._state = cache.with_suffix(".state")
 
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **_: Any) -> list[tuple[float, bool]]:
         groups = [list(group) for _key, group in groupby(map(self._fitting, requests), key=lambda pair: pair[1])]
-        with self._requests.open("w", encoding="utf-8") as file:
+        with open(self._requests, "w", encoding="utf-8", opener=private_opener) as file:
             for group in groups:
                 continuations = [continuation for _texts, _context, continuation in group]
                 file.write(json.dumps({"context": group[0][1], "continuations": continuations}) + "\n")

@@ -1,8 +1,8 @@
-"""How many requests may be here at once: those that are computed, and a bounded queue behind them."""
+"""How many choices may be here at once: those that are generated, and a bounded queue behind them."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 from weblab_local.i18n import _
 from weblab_local.server.errors import ApiError
@@ -12,38 +12,64 @@ LONGEST_RETRY = 60
 
 
 class Admission:
-    """A count of answers under way. All calls come from the event loop's thread."""
+    """A count of the places taken. All calls come from the event loop's thread."""
 
     def __init__(self, n_parallel: int, queue: int) -> None:
         self._n_parallel = n_parallel
         self._room = n_parallel + queue
-        self._under_way = 0
+        self._taken = 0
         self._seconds = 1.0
-        """How long an answer took lately, as a running mean."""
+        """How long a request took lately, as a running mean."""
 
-    @contextmanager
-    def admit(self, n: int) -> Iterator[None]:
-        """Count `n` answers for as long as the context lasts. Raises ApiError 429 where there is no room for them.
+    def admit(self, n: int) -> "Places":
+        """Take `n` places until they are given back. Raises ApiError 429 where there is no room for them.
 
-        One request that wants more answers than there are places at all gets in when nobody else is there.
+        One request that wants more places than there are at all gets in when nobody else is there.
         """
-        if self._under_way and self._under_way + n > self._room:
-            raise ApiError(
-                429,
-                _("{n} answers are under way or waiting; there is no room for more.").format(n=self._under_way),
-                code="queue_full",
-                headers={"Retry-After": str(self._retry_after())},
-            )
-        self._under_way += n
-        try:
-            yield
-        finally:
-            self._under_way -= n
+        if self._taken and self._taken + n > self._room:
+            message = _("{n} answers are under way or waiting; there is no room for more.").format(n=self._taken)
+            raise self.come_again(429, message, code="queue_full")
+        self._taken += n
+        return Places(self, n)
+
+    def give_back(self, n: int) -> None:
+        """Free `n` places."""
+        self._taken -= n
 
     def took(self, seconds: float) -> None:
-        """Take note of how long an answer took."""
+        """Take note of how long a request took."""
         self._seconds += 0.25 * (seconds - self._seconds)
 
-    def _retry_after(self) -> int:
-        """Whole seconds until a place may be free: about as long as the computed answers take on average."""
-        return max(1, min(LONGEST_RETRY, math.ceil(self._seconds / self._n_parallel)))
+    def come_again(self, status: int, message: str, *, code: str) -> ApiError:
+        """Return the error for a request that may be answered later, when the computed ones have ended.
+
+        Its Retry-After is in whole seconds, about as many as a request takes on average.
+        """
+        seconds = max(1, min(LONGEST_RETRY, math.ceil(self._seconds / self._n_parallel)))
+        return ApiError(status, message, code=code, headers={"Retry-After": str(seconds)})
+
+
+class Places(AbstractContextManager["Places"]):
+    """The places of one request. As a context manager it gives back all that are left."""
+
+    def __init__(self, admission: Admission, n: int) -> None:
+        self._admission = admission
+        self.n = n
+        """How many are still taken."""
+
+    def release_one(self) -> None:
+        """Give one place back, if any is left."""
+        self._release(min(self.n, 1))
+
+    def release_all(self) -> None:
+        """Give back all that are left."""
+        self._release(self.n)
+
+    def _release(self, n: int) -> None:
+        self.n -= n
+        self._admission.give_back(n)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release_all()

@@ -1,5 +1,6 @@
 """The ASGI app: its routes, and what stands around them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -7,47 +8,70 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive
 
 import weblab_local
-from weblab_local.attribution import attribution
-from weblab_local.engine import Engine
+from weblab_local.engine.engine import Engine
 from weblab_local.errors import WeblabError
-from weblab_local.server.chat_completions import ChatAnswer
-from weblab_local.server.completions import TextAnswer
+from weblab_local.models.attribution import attribution
+from weblab_local.server.chat_completions import ChatCompletionRun
+from weblab_local.server.completions import TextCompletionRun
 from weblab_local.server.config import ServerConfig
-from weblab_local.server.connection import stream_response, while_connected
+from weblab_local.server.connection import EventStream, while_connected
+from weblab_local.server.desktop.routes import Desktop, desktop_routes
 from weblab_local.server.errors import ErrorResponse, api_error, validation_error
-from weblab_local.server.guard import Guard
-from weblab_local.server.requests import ChatRequest, CompletionRequest
-from weblab_local.server.responses import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
+from weblab_local.server.guard import CLIENT_LEFT, Guard
+from weblab_local.server.request_bodies import ChatCompletionRequest, CompletionRequest
+from weblab_local.server.response_bodies import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
 from weblab_local.server.state import ServerState
 from weblab_local.server.static import add_page
 
 _ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorResponse, "description": "An error object"}}
 _STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
+CurrentState = Callable[[], ServerState]
+"""Gives what requests to the loaded model share. Raises ApiError where none is loaded."""
+
 
 def create_app(engine: Engine, config: ServerConfig) -> ASGIApp:
     """The server as an ASGI app. The engine stays the caller's, to be closed after the app has ended."""
+    state = ServerState(engine, config)
+    app = _with_routes(lambda: state, config, str(attribution(engine.metadata)))
+    add_page(app)
+    return _guarded(app, config)
+
+
+def create_desktop_app(desktop: Desktop, config: ServerConfig) -> ASGIApp:
+    """The same as one person's app, whose model is chosen on its page. `desktop.key` is one of the config's keys."""
+    app = _with_routes(desktop.models.current, config, "")
+    app.include_router(desktop_routes(desktop))
+    add_page(app, is_app=True)
+    return _guarded(app, config)
+
+
+def _with_routes(current: CurrentState, config: ServerConfig, description: str) -> FastAPI:
     app = FastAPI(
         title="weblab-local",
         version=weblab_local.__version__,
-        description=str(attribution(engine.metadata)),
+        description=description,
         docs_url=None,
         redoc_url=None,
     )
     for kind in (RequestValidationError, HTTPException, WeblabError, Exception):
-        app.add_exception_handler(kind, _answer_error)
-    app.include_router(_api(ServerState(engine, config)), dependencies=_key_scheme(config))
+        app.add_exception_handler(kind, _error_response)
+    app.include_router(_api(current), dependencies=_key_scheme(config))
 
     @app.get("/health", responses=_ERRORS)
     def health() -> Health:
         """Whether the server answers; needs no key."""
         return Health()
 
-    add_page(app)
+    return app
+
+
+def _guarded(app: ASGIApp, config: ServerConfig) -> ASGIApp:
     guarded = Guard(app, config)
     if not config.cors_origins:
         return guarded
@@ -66,43 +90,50 @@ def _key_scheme(config: ServerConfig) -> list[Any]:
     return [Depends(HTTPBearer(auto_error=False))] if config.api_keys else []
 
 
-def _answer_error(_request: Request, error: Exception) -> Response:
+def _error_response(_request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         return validation_error(error.errors()).response()
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_LEFT)  # for the log; nobody is there to read it
     return api_error(error).response()
 
 
-def _api(state: ServerState) -> APIRouter:
+def _api(current: CurrentState) -> APIRouter:
     router = APIRouter(prefix="/v1", responses=_ERRORS)
 
     @router.post("/chat/completions", response_model=ChatCompletion, responses=_STREAMS)
-    async def chat_completions(body: ChatRequest, request: Request) -> Any:
+    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Any:
         """The next answer in a conversation; with `stream` as server-sent events."""
-        answer = await while_connected(request.receive, ChatAnswer.of(state, body))
-        if body.stream:
-            return await stream_response(request.receive, answer.stream())
-        return await while_connected(request.receive, answer.whole())
+        run = await while_connected(request.receive, ChatCompletionRun.prepare(current(), body))
+        return await _answer(run, body.stream, request.receive)
 
     @router.post("/completions", response_model=TextCompletion, responses=_STREAMS)
     async def completions(body: CompletionRequest, request: Request) -> Any:
         """What comes after a text; with `stream` as server-sent events."""
-        answer = await while_connected(request.receive, TextAnswer.of(state, body))
-        if body.stream:
-            return await stream_response(request.receive, answer.stream())
-        return await while_connected(request.receive, answer.whole())
+        run = await while_connected(request.receive, TextCompletionRun.prepare(current(), body))
+        return await _answer(run, body.stream, request.receive)
 
     @router.get("/models")
     def models() -> ModelList:
         """The model that is loaded, with its licence."""
-        return ModelList(data=[_card(state)])
+        return ModelList(data=[_card(current())])
 
     @router.get("/models/{model_id}")
     def model(model_id: str) -> ModelCard:
         """The same by its name."""
+        state = current()
         state.require_model(model_id)
         return _card(state)
 
     return router
+
+
+async def _answer(run: ChatCompletionRun | TextCompletionRun, stream: bool, receive: Receive) -> Any:
+    """Return the whole answer, or a response that streams it; its places are free when that has ended."""
+    if stream:
+        return EventStream(run.stream(), run.generated, run.places)
+    with run.places:
+        return await while_connected(receive, run.whole())
 
 
 def _card(state: ServerState) -> ModelCard:

@@ -21,7 +21,7 @@ class ServerConfig:
     allowed_hosts   names of this machine besides its own that a Host header may hold
     queue           requests that may wait; more are told to come later
     max_body        bytes of a request's body
-    timeout         seconds after which an answer ends where it is
+    timeout         seconds to compute an answer, which then ends where it is; a request waits as long for its turn
     """
 
     host: str = "127.0.0.1"

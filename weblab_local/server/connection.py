@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -11,36 +12,42 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from weblab_local.errors import WeblabError
-from weblab_local.server.errors import api_error
+from weblab_local.server.admission import Places
+from weblab_local.server.errors import ApiError, api_error, error_event
 
 T = TypeVar("T")
 
-SEND_SECONDS = 30.0
-"""A client that does not read its stream for so long is taken for gone."""
+READ_SECONDS = 60.0
+"""A client that has not read its stream so long after all of it was generated is taken for gone."""
 
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 """What JSON allows in a string, and some clients take for the end of an event's line."""
 
+KEEP_ALIVE_SECONDS = 10.0
+"""A stream that has nothing to send sends a comment so often: proxies and clients cut what is silent for long."""
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
-    """What `work` gives. It is cancelled, and ClientDisconnect raised, when the client goes away before.
+async def while_connected(receive: Receive, work: Awaitable[T], too_late: Awaitable[None] | None = None) -> T:
+    """Return what `work` gives. When the client leaves before, `work` is cancelled and ClientDisconnect raised.
 
-    `receive` is the request's, whose body has been read.
+    `receive` is the request's, whose body has been read. A client that is still waiting when `too_late` returns is
+    taken for gone.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(receive))
+    ends = [asyncio.ensure_future(end) for end in (_gone(receive), too_late) if end is not None]
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, *ends), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        for one in (task, *ends):
+            one.cancel()
+        await asyncio.gather(task, *ends, return_exceptions=True)
 
 
 async def _gone(receive: Receive) -> None:
@@ -51,53 +58,73 @@ async def _gone(receive: Receive) -> None:
 Objects = AsyncGenerator[Mapping[str, Any], None]
 
 
-async def stream_response(receive: Receive, objects: Objects) -> "EventStream":
-    """A response that streams `objects`. What goes wrong before the first of them is raised: it can have a status."""
-    return EventStream(await while_connected(receive, anext(objects)), objects)
-
-
 class EventStream(Response):
-    """Server-sent events: a `data:` line for each JSON object, `data: [DONE]` at the end.
+    """Server-sent events: a `data:` line for each JSON object, `data: [DONE]` at the end, comments while there is none.
 
-    An exception in the middle becomes an event that holds the error object, and ends the stream.
+    Status and headers are sent before the first object is there. So every exception becomes an event that holds the
+    error object and the status it would have had, and ends the stream.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: Mapping[str, Any], rest: Objects) -> None:
+    def __init__(self, objects: Objects, generated: asyncio.Event, places: Places) -> None:
+        """Of `objects` no more come once `generated` is set. The `places` of a stream that ends are free."""
         super().__init__(headers=STREAM_HEADERS)
         del self.headers["content-length"]
-        self._first = first
-        self._rest = rest
+        self._objects = objects
+        self._generated = generated
+        self._places = places
+        self._sending = asyncio.Lock()
+        self._last_sent = 0.0
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them, as long as somebody is there."""
-        async with aclosing(self._rest):
-            await while_connected(receive, self._send_all(send))
+        """Send them, as long as somebody is there and reads them."""
+        with self._places:
+            async with aclosing(self._objects):
+                await while_connected(receive, self._send_all(send), self._read_deadline())
+
+    async def _read_deadline(self) -> None:
+        await self._generated.wait()
+        await asyncio.sleep(READ_SECONDS)
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._last_sent = time.monotonic()
+        comments = asyncio.create_task(self._keep_alive(send))
+        failure: Exception | None = None
         try:
-            await _send_event(send, _json(self._first))
-            async for one in self._rest:
-                await _send_event(send, _json(one))
-            await _send_event(send, "[DONE]")
+            async for one in self._objects:
+                await self._send(send, _event(_json(one)))
+            await self._send(send, _event("[DONE]"))
         except ClientDisconnect:
             raise
         except Exception as error:
-            await _send_event(send, api_error(error).body.model_dump_json())
-            if not isinstance(error, WeblabError):
-                raise
+            await self._send(send, _event(_json(error_event(api_error(error)))))
+            failure = None if isinstance(error, WeblabError | ApiError) else error
+        finally:
+            comments.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if failure is not None:
+            raise failure
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        async with self._sending:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._last_sent = time.monotonic()
+        await asyncio.sleep(0)  # a stream that catches up has many events at once: others get their turn in between
+
+    async def _keep_alive(self, send: Send) -> None:
+        while True:
+            silent = time.monotonic() - self._last_sent
+            if silent < KEEP_ALIVE_SECONDS:
+                await asyncio.sleep(KEEP_ALIVE_SECONDS - silent)
+            else:
+                await self._send(send, KEEP_ALIVE)
 
 
 def _json(one: Mapping[str, Any]) -> str:
     return json.dumps(one, ensure_ascii=False, separators=(",", ":")).translate(_LINE_BREAKS)
 
 
-async def _send_event(send: Send, data: str) -> None:
-    try:
-        async with asyncio.timeout(SEND_SECONDS):
-            await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
-    except TimeoutError:
-        raise ClientDisconnect from None
+def _event(data: str) -> bytes:
+    return f"data: {data}\n\n".encode()

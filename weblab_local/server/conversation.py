@@ -1,31 +1,29 @@
-"""A request's messages as a conversation, the ids included that the model wrote."""
+"""A request's messages as one prompt, in which the model's own answers keep the ids they were generated with."""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import groupby
 
-from weblab_local.chat import ChatSession, Turn
-from weblab_local.engine import Engine
+from weblab_local.chat.session import ChatSession, Turn
+from weblab_local.engine.engine import Engine
+from weblab_local.engine.generation import Completion
+from weblab_local.engine.prompt import INSTRUCTION, RESPONSE
 from weblab_local.errors import PromptTooLong
-from weblab_local.generation import Completion
 from weblab_local.i18n import _
-from weblab_local.prompt import INSTRUCTION, RESPONSE
 from weblab_local.server.errors import ApiError
-from weblab_local.server.requests import DEFAULT_MAX_TOKENS, Message
+from weblab_local.server.request_bodies import DEFAULT_MAX_TOKENS, ChatMessage
 
 REMEMBERED = 1024
 """Answers whose ids are kept."""
 
-LEAST_ROOM = 16
-"""Tokens that there has to be room for at least, if the answer may have so many."""
 
-
-class AnswerMemory:
-    """The ids of answers that were given here, by instruction and text.
+class GeneratedIds:
+    """The ids of the answers that this server generated, by instruction and text.
 
     A client sends the conversation back as text. Tokenized again it may have other ids than the model chose: the model
-    would not read what it wrote, and the KV cache would not fit. An answer that is not from here is tokenized.
+    would not read what it wrote, and the KV cache would not fit. An answer from elsewhere is tokenized.
     """
 
     def __init__(self) -> None:
@@ -41,70 +39,66 @@ class AnswerMemory:
                 self._ids.popitem(last=False)
 
     def find(self, instruction: str, answer: str) -> Sequence[int] | None:
-        """Its ids, None if it is not from here."""
+        """Return the ids of an answer, None if this server did not generate it."""
         with self._lock:
             return self._ids.get((instruction, answer))
 
 
 class Conversation:
-    """What a chat request asks: the ids to read, and what became of its messages.
+    """The prompt of a chat request as ids, and how many of its messages had to be dropped.
 
     Messages of one role that follow each other become one, joined as the chat template joins them.
     """
 
     def __init__(
-        self, messages: Sequence[Message], max_tokens: int | None, engine: Engine, memory: AnswerMemory
+        self, messages: Sequence[ChatMessage], max_tokens: int | None, engine: Engine, generated_ids: GeneratedIds
     ) -> None:
         """Raises ApiError for messages that are no conversation, PromptTooLong where the last does not fit."""
-        self._memory = memory
+        self._generated_ids = generated_ids
         system, talk = _split(messages)
         texts = [(role, _SEPARATORS[role].join(m.text for m in group)) for role, group in groupby(talk, _role)]
-        turns = [
-            Turn(instruction, answer, memory.find(instruction, answer) or engine.tokenize(answer))
-            for (_user, instruction), (_assistant, answer) in zip(texts[:-1:2], texts[1::2], strict=True)
-        ]
+        pairs = zip(texts[:-1:2], texts[1::2], strict=True)
         self.instruction = texts[-1][1]
+        turns = self._turns([(instruction, answer) for (_user, instruction), (_assistant, answer) in pairs], engine)
         self._session = ChatSession(engine, system, turns=turns)
         self.max_tokens = max_tokens or DEFAULT_MAX_TOKENS
-        self.ids, dropped = self._session.fit(self.instruction, self._reserve())
+        self.prompt_ids, dropped = self._session.fit(self.instruction, self.max_tokens)
         n_dropped_turns = 2 * len(dropped)
         kept_texts = len(texts) - n_dropped_turns
         self.dropped_messages = len(talk) - _n_messages(talk, kept_texts)
-        """The oldest messages that were left out, the system message not counted."""
+        """How many of the oldest messages were left out, the system message not counted."""
 
-    def _reserve(self) -> int:
-        """Tokens to keep free for the answer: what is asked for, but no more than half of the context for that.
+    def _turns(self, pairs: Sequence[tuple[str, str]], engine: Engine) -> Sequence[Turn]:
+        """The turns of pairs of an instruction and its answer.
 
-        Clients ask for thousands as a matter of course; the conversation would be gone. Raises PromptTooLong.
+        What is too old to fit beside the newer ones is not tokenized. Its turn has more ids, of no meaning, than any
+        context has room for: it will be dropped.
         """
-        engine = self._session.engine
-        context = engine.longest_sequence
-        alone = len(ChatSession(engine, self._session.system).prompt_ids(self.instruction))
-        room = context - alone
-        least = min(self.max_tokens, LEAST_ROOM)
-        if room < least:
-            raise PromptTooLong(
-                _(
-                    "The last message and the system message have {n} tokens with the template; "
-                    "the context holds {context}."
-                ).format(n=alone, context=context),
-                _("Shorten it."),
-            )
-        return min(self.max_tokens, context // 2, room)
+        room = engine.longest_sequence
+        never_fits = range(room + 1)
+        turns: list[Turn] = []
+        for instruction, answer in reversed(pairs):
+            ids: Sequence[int] = never_fits
+            if room >= 0:
+                with suppress(PromptTooLong):
+                    ids = self._generated_ids.find(instruction, answer) or engine.tokenize(answer, room)
+            room -= len(ids)
+            turns.append(Turn(instruction, answer, ids))
+        return turns[::-1]
 
-    def remember(self, answer: Completion) -> None:
+    def remember(self, completion: Completion) -> None:
         """Keep the ids of an answer, for the requests that send it back."""
-        self._memory.keep(self.instruction, answer.text, tuple(self._session.answer_ids(answer)))
+        self._generated_ids.keep(self.instruction, completion.text, tuple(self._session.answer_ids(completion)))
 
 
 _SEPARATORS = {"user": INSTRUCTION, "assistant": RESPONSE}
 
 
-def _role(message: Message) -> str:
+def _role(message: ChatMessage) -> str:
     return message.role
 
 
-def _split(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+def _split(messages: Sequence[ChatMessage]) -> tuple[str | None, Sequence[ChatMessage]]:
     """The system message, and the rest: the user begins it and ends it."""
     is_system = [message.role in ("system", "developer") for message in messages]
     if any(is_system[1:]):
@@ -129,7 +123,7 @@ def _split(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
     return system, talk
 
 
-def _n_messages(talk: Sequence[Message], n_groups: int) -> int:
-    """How many messages the last `n_groups` runs of one role have."""
+def _n_messages(talk: Sequence[ChatMessage], n_groups: int) -> int:
+    """Count the messages in the last `n_groups` groups of consecutive messages of one role."""
     groups = [len(list(group)) for _, group in groupby(talk, _role)]
     return sum(groups[len(groups) - n_groups :])

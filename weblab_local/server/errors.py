@@ -10,11 +10,16 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from weblab_local.errors import PromptError, PromptTooLong, WeblabError
+from weblab_local.errors import PromptError, PromptTooLong, SamplingError, WeblabError
 from weblab_local.i18n import _
-from weblab_local.sampling import SamplingError
 
-TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
 """HTTP status to OpenAI's type; every other is an `invalid_request_error`."""
 
 
@@ -79,6 +84,13 @@ def api_error(error: Exception) -> ApiError:
         case WeblabError():
             return ApiError(500, str(error), code="engine_error")
     return ApiError(500, _("The server failed. Its log says where."), code="internal_error")
+
+
+def error_event(error: ApiError) -> dict[str, Any]:
+    """Return what a stream holds of an error: under `weblab` what the response would have said in its head."""
+    said = {name.lower(): value for name, value in (error.headers or {}).items()}
+    wait = {"retry_after": int(said["retry-after"])} if "retry-after" in said else {}
+    return {**error.body.model_dump(), "weblab": {"status": error.status_code, **wait}}
 
 
 def validation_error(errors: Sequence[Any]) -> ApiError:

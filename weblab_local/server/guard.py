@@ -26,6 +26,9 @@ from weblab_local.server.errors import ApiError, api_error
 logger = logging.getLogger(__name__)
 
 API = "/v1/"
+CLIENT_LEFT = 499
+"""nginx's status for a client that did not wait for its response."""
+
 BODY_SECONDS = 30.0
 """A body that takes longer to arrive is not waited for."""
 
@@ -70,9 +73,9 @@ class Guard:
         try:
             try:
                 self._check(scope)
-                await self._app(scope, _Body(receive, scope, self._config.max_body), send_with_headers)
+                await self._app(scope, _BoundedBody(receive, scope, self._config.max_body), send_with_headers)
             except ClientDisconnect:
-                status = status or 499
+                status = status or CLIENT_LEFT
             except Exception as error:
                 if not isinstance(error, ApiError):
                     _log_failure(error)
@@ -92,7 +95,7 @@ class Guard:
                 code="host_not_allowed",
             )
         origin = headers.get("origin")
-        if origin is not None and origin not in (f"http://{host}", *self._config.cors_origins):
+        if origin is not None and not (is_same_origin(origin, host) or origin in self._config.cors_origins):
             raise ApiError(
                 403,
                 _("Pages from elsewhere may not ask. Start with --cors-origin ORIGIN for one that may."),
@@ -128,12 +131,24 @@ class Guard:
             )
 
 
+def is_same_origin(origin: str, host: str) -> bool:
+    """Whether a page's Origin is the server that the Host header names, over HTTP or, by way of a proxy, over HTTPS.
+
+    What a proxy says in X-Forwarded headers does not count: anybody could.
+    """
+    scheme, separator, place = origin.lower().partition("://")
+    usual_port = {"http": ":80", "https": ":443"}.get(scheme)
+    if not separator or usual_port is None or not place:
+        return False
+    return place.removesuffix(usual_port) == host.lower().removesuffix(usual_port)
+
+
 def _digest(key: bytes) -> bytes:
     """Keys are compared by this: it takes the same time whatever their lengths."""
     return hashlib.sha256(key).digest()
 
 
-class _Body:
+class _BoundedBody:
     """A request's `receive` that gives no more than `most` bytes, and waits for them no longer than BODY_SECONDS."""
 
     def __init__(self, receive: Receive, scope: Scope, most: int) -> None:
@@ -164,11 +179,11 @@ class _Body:
         return message
 
     def _too_large(self) -> ApiError:
+        """The connection stays open: closed on bytes that are still coming, it would take the response with it."""
         return ApiError(
             413,
             _("The request's body is larger than {n} bytes.").format(n=self._most),
             code="body_too_large",
-            headers={"Connection": "close"},
         )
 
 

@@ -1,24 +1,26 @@
-"""From an engine and settings to a server that listens, until it is told to end."""
+"""From an ASGI app to a server that listens, until it is told to end."""
 
-import asyncio
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp
+from uvicorn.server import HANDLED_SIGNALS
 
-from weblab_local.engine import Engine
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _
-from weblab_local.server.app import create_app
 from weblab_local.server.config import ServerConfig
+from weblab_local.server.http_protocol import HEADER_SECONDS, HttpConfig, HttpProtocol
 
 GRACE_SECONDS = 2
 """How long answers may go on when the server is told to end."""
 
-KEEP_ALIVE_SECONDS = 30
 BACKLOG = 128
+SPARE_CONNECTIONS = 128
+"""Connections beyond one for each request that is answered or waits: idle ones, and those that get an error."""
 
 
 def listen(config: ServerConfig) -> socket.socket:
@@ -45,16 +47,16 @@ def listen(config: ServerConfig) -> socket.socket:
 
 
 class Server:
-    """A server on one engine. `run` blocks; `stop` may be called from any thread."""
+    """A server of one ASGI app. `run` blocks; `stop` may be called from any thread."""
 
-    def __init__(self, engine: Engine, config: ServerConfig, listener: socket.socket) -> None:
-        """`listener` is what `listen` gave; the server closes it."""
+    def __init__(self, app: ASGIApp, listener: socket.socket, *, most_requests: int) -> None:
+        """`listener` is what `listen` gave; the server closes it. `most_requests` are answered or wait."""
         self._listener = listener
         self.port = int(listener.getsockname()[1])
         self._uvicorn = _Uvicorn(
-            uvicorn.Config(
-                create_app(engine, config),
-                http=_Protocol,
+            HttpConfig(
+                app,
+                http=HttpProtocol,
                 access_log=False,
                 log_config=None,
                 log_level="critical",  # its messages quote what was sent
@@ -62,7 +64,8 @@ class Server:
                 ws="none",
                 proxy_headers=False,
                 server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                most_connections=most_requests + SPARE_CONNECTIONS,
+                timeout_keep_alive=HEADER_SECONDS,
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
         )
@@ -77,29 +80,19 @@ class Server:
         self._uvicorn.should_exit = True
 
 
-class _Protocol(H11Protocol):
-    """uvicorn's protocol, which also closes a connection on which no request has come for KEEP_ALIVE_SECONDS."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait_for_request()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
-            self._wait_for_request()
-
-    def _wait_for_request(self) -> None:
-        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
-
-
 class _Uvicorn(uvicorn.Server):
     """uvicorn's server, which says when it listens."""
 
     on_ready: Callable[[], None] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but handlers that an app has set outside of Python stay: Python could not put them back."""
+        if any(signal.getsignal(number) is None for number in HANDLED_SIGNALS):
+            yield
+            return
+        with super().capture_signals():
+            yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

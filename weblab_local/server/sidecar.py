@@ -21,12 +21,13 @@ def announce(port: int, token: str, model: str) -> None:
 class ParentWatch:
     """Ends the process when standard input closes or the parent is gone, whichever is first.
 
-    Standard input may stay open in a process that inherited it, and a parent may be killed: both are watched.
+    Standard input may stay open in a process that inherited it, and a parent may be killed: both are watched, a parent
+    only where that is allowed.
     """
 
     def __init__(self) -> None:
         self._end: Callable[[], None] | None = None
-        self._parent = psutil.Process(os.getppid())
+        self._parent = os.getppid()
 
     def start(self) -> None:
         """Watch from now on."""
@@ -44,14 +45,25 @@ class ParentWatch:
         self._gone()
 
     def _watch_parent(self) -> None:
-        with suppress(psutil.Error):
-            self._parent.wait()
+        if not self._parent:  # it is outside of this container
+            return
+        try:
+            psutil.Process(self._parent).wait()
+        except psutil.NoSuchProcess:  # it is gone already: Windows gives the children of the dead no other parent
+            pass
+        except psutil.Error:  # Windows lets nobody wait for an administrator's process
+            return
         self._gone()
 
     def _gone(self) -> None:
         if self._end is None:
             os._exit(0)
         self._end()
-        timer = threading.Timer(EXIT_SECONDS, os._exit, (0,))
-        timer.daemon = True
-        timer.start()
+        end_at_the_latest()
+
+
+def end_at_the_latest() -> None:
+    """End the process in EXIT_SECONDS if it has not ended in order by then."""
+    timer = threading.Timer(EXIT_SECONDS, os._exit, (0,))
+    timer.daemon = True
+    timer.start()

@@ -3,22 +3,24 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from weblab_local.engine import Engine
+from weblab_local.engine.engine import Engine
 from weblab_local.i18n import _
-from weblab_local.server.admission import Admission
-from weblab_local.server.answers import Event, Question, answer
+from weblab_local.llama.forks import Home
+from weblab_local.server.admission import Admission, Places
+from weblab_local.server.choices import Choice, ChoiceEvent, run_choices
 from weblab_local.server.config import ServerConfig
-from weblab_local.server.conversation import AnswerMemory
+from weblab_local.server.conversation import GeneratedIds
 from weblab_local.server.errors import ApiError
 
 T = TypeVar("T")
 
 PREPARED_AT_ONCE = 2
-"""Requests whose text is read at the same time."""
+"""Requests whose text is tokenized at the same time."""
 
 DEFAULT_NAME = "default"
 """Stands for the loaded model in requests, beside its own name."""
@@ -30,12 +32,13 @@ class ServerState:
 
     engine: Engine
     config: ServerConfig
-    memory: AnswerMemory = field(default_factory=AnswerMemory)
+    generated_ids: GeneratedIds = field(default_factory=GeneratedIds)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.engine.n_parallel, self.config.queue)
-        self._preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
+        self._preparing = ThreadPoolExecutor(PREPARED_AT_ONCE, "weblab-local prepare")
+        self._home = Home()
 
     @property
     def model_id(self) -> str:
@@ -52,20 +55,56 @@ class ServerState:
                 param="model",
             )
 
-    async def prepare(self, n: int, work: Callable[[], T]) -> T:
-        """What `work` makes of a request for `n` answers, in a thread: a long text takes a while to become ids.
+    async def prepare(self, n: int, work: Callable[[], T]) -> tuple[T, Places]:
+        """Return what `work` makes of a request for `n` choices, and the places they have from now on.
 
-        Raises ApiError 429 where there is no room for the answers, and what `work` raises.
+        It runs in a thread, since it can take a while. A thread cannot be interrupted: when the client leaves, the
+        places stay taken until it has ended, so that clients who come and go do not pile up work. Raises ApiError 429
+        where there is no room, ForkedError where the server was made in another process, and what `work` raises.
         """
-        with self.admission.admit(n):
-            async with self._preparing:
-                return await asyncio.to_thread(work)
+        self._home.require()
+        places = self.admission.admit(n)
+        loop = asyncio.get_running_loop()
 
-    async def answer(self, questions: Sequence[Question], *, progress: bool = False) -> AsyncGenerator[Event, None]:
-        """The events of all answers. Raises ApiError 429 before the first where there is no room."""
-        with self.admission.admit(len(questions)):
-            started = time.monotonic()
-            async with aclosing(answer(self.engine, questions, self.config.timeout, progress=progress)) as events:
-                async for event in events:
-                    yield event
-            self.admission.took(time.monotonic() - started)
+        def ended(_future: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop was closed: nobody counts any more
+                loop.call_soon_threadsafe(places.release_all)
+
+        future = self._preparing.submit(work)
+        try:
+            return await asyncio.wrap_future(future), places
+        except BaseException:
+            future.add_done_callback(ended)
+            raise
+
+    async def run(
+        self, choices: Sequence[Choice], places: Places, generated: asyncio.Event, *, progress: bool = False
+    ) -> AsyncGenerator[ChoiceEvent, None]:
+        """Generate all choices, and yield their events.
+
+        A choice gives its place back when it is generated, not when it is read; after the last `generated` is set.
+        Raises ApiError 503 where within the server's time nothing came of an answer.
+        """
+        started = time.monotonic()
+        with places:
+
+            def on_generated() -> None:
+                places.release_one()
+                if places.n == 0 and not generated.is_set():
+                    generated.set()
+                    self.admission.took(time.monotonic() - started)
+
+            async with aclosing(
+                run_choices(self.engine, choices, self.config.timeout, progress=progress, on_generated=on_generated)
+            ) as events:
+                try:
+                    async for event in events:
+                        yield event
+                except TimeoutError:
+                    raise self.admission.come_again(
+                        503,
+                        _("Nothing came of the answer in {seconds:g} seconds: the server is busy.").format(
+                            seconds=self.config.timeout
+                        ),
+                        code="no_answer_in_time",
+                    ) from None

@@ -13,12 +13,21 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 """By the file's ending; what the system says of it differs (Windows' registry makes text/plain of .js)."""
 
 
-def add_page(app: FastAPI) -> None:
-    """Serve index.html as `/` and the other files as `/page/NAME`."""
+_HTML = b'<html lang="en"'
+
+
+def add_page(app: FastAPI, *, is_app: bool = False) -> None:
+    """Serve index.html as `/` and the other files as `/page/NAME`.
+
+    `is_app`: the page chooses the model and is counted; an attribute of its root says so.
+    """
     for file in sorted(FOLDER.iterdir()):
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
         media_type = TYPES.get(file.suffix) or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-        serve = partial(_serve, file.read_bytes(), media_type)
+        content = file.read_bytes()
+        if is_app and path == "/":
+            content = content.replace(_HTML, _HTML + b" data-app")
+        serve = partial(_serve, content, media_type)
         app.add_route(path, serve, methods=["GET", "HEAD"], include_in_schema=False)
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
-from tests.engines import PATIENCE
+from tests.support.engines import PATIENCE
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = (

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.engines import PATIENCE
 from tests.server.support import Running
+from tests.support.engines import PATIENCE
 
 pytest.importorskip("playwright", reason="Playwright is not installed: pip install weblab-local[dev]")
 

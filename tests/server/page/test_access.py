@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.engines import PAIRS
 from tests.server.page.browser import Chat, conversation
 from tests.server.page.conftest import Visit
+from tests.support.engines import PAIRS
 
 ANSWERS = {pair.instruction: pair.response for pair in PAIRS}
 HELLO = "Say hello."
@@ -127,6 +127,7 @@ def test_shift_enter_begins_a_line(chat: Chat) -> None:
 
 
 def test_all_of_it_with_the_keyboard_alone(chat: Chat) -> None:
+    expect(chat.page.locator("#budget")).to_be_visible()  # which it is when the page knows the model
     keyboard = chat.page.keyboard
     passed: list[str] = []
     while not passed or passed[-1] != "skip":

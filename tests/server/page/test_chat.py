@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from tests.engines import LONG_ANSWERS, PAIRS
-from tests.server.page.browser import Chat, conversation
+from tests.server.page.browser import GREEDY, Chat, conversation
 from tests.server.page.conftest import Visit
 from tests.server.support import Running, until
+from tests.support.engines import LONG_ANSWERS, PAIRS, hold
 from weblab_local import SamplingParams
 
 ANSWERS = {pair.instruction: pair.response for pair in PAIRS}
@@ -73,6 +73,18 @@ def test_an_answer_can_be_stopped(chat: Chat, way: str) -> None:
     assert stored["messages"][1]["finish"] == "stopped"
 
 
+def test_a_stream_that_says_nothing_for_long_is_waited_for(chat: Chat, server: Running, comments: list[bytes]) -> None:
+    gate, held = hold(server.engine)
+    with chat.page.expect_response("**/v1/chat/completions") as response:
+        chat.begin(HELLO)
+    assert response.value.status == 200, "before the first token"
+    until(lambda: len(comments) > 1)
+    gate.open()
+    list(held)
+    chat.wait()
+    assert chat.answer == ANSWERS[HELLO]
+
+
 def test_an_answer_is_made_again(chat: Chat) -> None:
     chat.ask(CARD)
 
@@ -104,6 +116,45 @@ def test_editing_cuts_the_conversation_and_can_be_taken_back(chat: Chat) -> None
     expect(chat.messages).to_have_count(4)
     expect(chat.messages.first).to_contain_text(CARD)
     assert len(chat.stored()[0]["messages"]) == 4
+
+
+def test_an_edited_message_waits_for_the_answer_that_is_on_its_way(chat: Chat) -> None:
+    chat.ask(CARD)
+    chat.messages.first.hover()
+    chat.messages.first.get_by_role("button", name="Edit").click()
+    editor = chat.page.get_by_label("Edit the message")
+    editor.fill(HELLO)
+    chat.endless()
+    chat.begin("俳句を一つ作ってください。")
+
+    expect(chat.page.locator("form.edit").get_by_role("button", name="Send")).to_be_disabled()
+    editor.press("Enter")
+
+    expect(chat.messages).to_have_count(4)
+    assert len(chat.bodies) == 2
+    chat.button("Stop").click()
+    expect(chat.answers.last).to_contain_text("Stopped")
+    chat.page.unroute_all()
+    chat.slow_line(-1)
+    editor.press("Enter")
+    expect(chat.messages).to_have_count(2)
+    chat.wait()
+    assert chat.answer == ANSWERS[HELLO]
+
+
+def test_a_conversation_of_any_number_of_turns_goes_on(visit: Visit) -> None:
+    texts = [text for n in range(1100) for text in (f"Question {n}", f"Answer {n}")]
+    settings = GREEDY | {"system": "短く答えてください。"}
+    chat = visit(stored={"settings": settings, **conversation("Thousands", *texts)})
+    chat.conversations.first.click()
+
+    assert chat.ask(HELLO)
+
+    expect(chat.page.locator(".failure")).to_have_count(0)
+    sent = [message["content"] for message in chat.bodies[-1]["messages"]]
+    n_sent = len(sent) - 2
+    assert sent == [settings["system"], *texts[-n_sent:], HELLO]
+    assert n_sent > 2000
 
 
 def test_the_whole_conversation_is_sent_each_time(chat: Chat) -> None:

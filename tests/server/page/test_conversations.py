@@ -5,9 +5,9 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from tests.engines import PAIRS
 from tests.server.page.browser import Chat, conversation, tab
 from tests.server.page.conftest import Visit
+from tests.support.engines import PAIRS
 
 ANSWERS = {pair.instruction: pair.response for pair in PAIRS}
 HELLO, JOKE = "Say hello.", "Tell me a joke."

@@ -8,10 +8,10 @@ from contextlib import ExitStack, closing, contextmanager
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.engines import ONE, PAIRS, PATIENCE, Gate, long_prompt
 from tests.server.page.browser import Chat, visiting
 from tests.server.support import KEY, serving
-from weblab_local.engine import Engine
+from tests.support.engines import ONE, PAIRS, PATIENCE, Gate, hold, long_prompt
+from weblab_local.engine.engine import Engine
 
 ANSWERS = {pair.instruction: pair.response for pair in PAIRS}
 HELLO = "Say hello."
@@ -97,6 +97,22 @@ def test_a_busy_server_is_waited_for(browser: Browser, engine: Engine) -> None:
         expect(chat.answers.last.locator(".body")).to_have_text(ANSWERS[HELLO])
         expect(chat.messages).to_have_count(2)
         chat.forgive("429")
+
+
+def test_a_server_that_never_began_to_answer_is_waited_for(browser: Browser, engine: Engine) -> None:
+    with serving(engine, timeout=0.5) as running, visiting(browser, running.url) as chat:
+        gate, held = hold(engine)
+        chat.begin(HELLO)
+        failure = chat.answers.last
+        expect(failure).to_contain_text("The server is busy")
+        expect(failure).to_contain_text("Nothing came of the answer in 0.5 seconds")
+        expect(failure.get_by_role("button")).to_have_attribute("aria-disabled", "true")
+        gate.open()
+        list(held)
+
+        chat.button("Try again").click()
+
+        expect(chat.answers.last.locator(".body")).to_have_text(ANSWERS[HELLO])
 
 
 def test_a_server_that_is_gone_costs_no_words(chat: Chat) -> None:

@@ -8,9 +8,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import weblab_local.server
-from tests.engines import PAIRS
 from tests.server.page.browser import conversation
 from tests.server.page.conftest import Visit
+from tests.support.engines import PAIRS
 
 FILES = Path(weblab_local.server.__file__).parent / "page"
 ANSWERS = {pair.instruction: pair.response for pair in PAIRS}

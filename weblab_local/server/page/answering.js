@@ -41,10 +41,12 @@ export class Answering extends EventTarget {
   }
 
   /**
-   * Answer the question that a conversation ends with. Resolves when the answer has ended, in whatever way.
+   * Answer the question that a conversation ends with. Resolves when the answer has ended, in whatever way. Throws where
+   * one is on its way already: two would write over each other, and only the second could be stopped.
    * @param {Conversation} conversation
    */
   async answer(conversation) {
+    if (this.runs.has(conversation)) throw new Error("The conversation is being answered.");
     const sent = history(conversation);
     const run = { message: newMessage("assistant", ""), controller: new AbortController(), progress: null, sent };
     conversation.messages.push(run.message);

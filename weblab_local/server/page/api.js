@@ -2,7 +2,7 @@
 
 import { tabStorage } from "./storage.js";
 
-/** @typedef {"unreachable" | "unauthorized" | "busy" | "context" | "request" | "server" | "interrupted"} ErrorKind */
+/** @typedef {"unreachable" | "unauthorized" | "busy" | "context" | "noModel" | "request" | "server" | "interrupted"} ErrorKind */
 
 /**
  * @typedef {object} Model What /v1/models says.
@@ -14,6 +14,9 @@ import { tabStorage } from "./storage.js";
  * @property {boolean} instruction_tuned
  * @property {number} max_parallel
  */
+
+const BUSY = [429, 503];
+/** Statuses of a server that may answer later. */
 
 export class ApiError extends Error {
   /**
@@ -71,7 +74,7 @@ export async function* streamAnswer(body, signal) {
     for await (const data of serverSentEvents(response.body)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw streamError(chunk.error);
+      if (chunk.error) throw streamError(chunk.error, chunk.weblab);
       yield chunk;
     }
   } catch (error) {
@@ -106,10 +109,11 @@ async function* serverSentEvents(body) {
 }
 
 /**
+ * The server's response to a request with the key. Throws ApiError where it is none of success.
  * @param {string} path
  * @param {RequestInit} options
  */
-async function request(path, options) {
+export async function request(path, options) {
   const key = tabStorage.read("key");
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   let response;
@@ -128,14 +132,20 @@ async function statusError(response) {
   const body = await response.json().catch(() => null);
   const message = String(body?.error?.message ?? "");
   if (response.status === 401) return new ApiError("unauthorized", message);
-  if (response.status === 429) return new ApiError("busy", message, seconds(response.headers.get("Retry-After")));
+  if (body?.error?.code === "model_not_loaded") return new ApiError("noModel", message);
+  if (BUSY.includes(response.status)) return new ApiError("busy", message, seconds(response.headers.get("Retry-After")));
   if (body?.error?.code === "context_length_exceeded") return new ApiError("context", message);
   return new ApiError(response.status < 500 ? "request" : "server", message);
 }
 
-/** @param {{ message?: string, code?: string }} error */
-function streamError(error) {
-  return new ApiError(error.code === "context_length_exceeded" ? "context" : "server", String(error.message ?? ""));
+/**
+ * @param {{ message?: string, code?: string }} error
+ * @param {{ status?: number, retry_after?: number }} [said] what the head of a response would have said
+ */
+function streamError(error, said = {}) {
+  const message = String(error.message ?? "");
+  if (BUSY.includes(said.status ?? 0)) return new ApiError("busy", message, said.retry_after ?? 1);
+  return new ApiError(error.code === "context_length_exceeded" ? "context" : "server", message);
 }
 
 /**

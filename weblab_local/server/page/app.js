@@ -1,15 +1,17 @@
 /** The page: which conversation is shown, and what each control does. */
 
-import { takeKeyFromAddress } from "./api.js";
+import { ApiError, takeKeyFromAddress } from "./api.js";
 import { Answering } from "./answering.js";
 import { Composer } from "./composer.js";
 import { Conversations, newConversation, newMessage } from "./conversations.js";
+import { enter, isApp, stayPresent, takeTicketFromAddress } from "./desktop.js";
 import { askKey, askTitle, licenceText, openAbout, openDialog, prepareDialogs } from "./dialogs.js";
 import { byId, h, isTouchOnly } from "./dom.js";
 import { download } from "./exporting.js";
 import { failureTexts } from "./failure.js";
 import { setLanguage, t, translatePage } from "./i18n.js";
 import { openMenu } from "./menu.js";
+import { ModelChoice } from "./model_choice.js";
 import { announce, notify } from "./notices.js";
 import { Settings } from "./settings.js";
 import { SettingsDialog } from "./settings_dialog.js";
@@ -31,8 +33,10 @@ answering.conversations = conversations;
 
 const settingsDialog = new SettingsDialog(settings);
 const sidebar = new Sidebar({ open, menu: conversationMenu });
-const thread = new Thread({ edit, regenerate, openSettings: () => settingsDialog.open(), enterKey });
+const thread = new Thread({ edit, regenerate, openSettings: () => settingsDialog.open(), enterKey, chooseModel });
 const composer = new Composer({ send, stop: () => answering.stop(current), editLast: () => thread.editLast() });
+
+const choice = new ModelChoice({ changed: connect });
 
 /** The conversation on the screen; a new one is kept once something was said in it. */
 let current = lastOpen();
@@ -55,8 +59,12 @@ function open(conversation) {
   if (!isTouchOnly()) composer.area.focus();
 }
 
-/** @param {string} text */
+/**
+ * Ask something, unless an answer is on its way. Whether it was asked.
+ * @param {string} text
+ */
 function send(text) {
+  if (isRunning(current)) return false;
   current.messages.push(newMessage("user", text));
   announce(t("announceSent"));
   ask(current);
@@ -74,15 +82,19 @@ async function ask(conversation) {
   if (finish === "error") announce(failureTexts(error.kind).title);
   else if (finish === "stopped") announce(t("announceStopped"));
   else announce(t("announceAnswer", { text: content.trim() || t("emptyAnswer") }));
-  if (error?.kind === "unauthorized" && conversation === current) enterKey();
+  if (conversation !== current) return;
+  if (error?.kind === "unauthorized" && !isApp) enterKey();
+  if (error?.kind === "noModel") chooseModel();
 }
 
 /**
- * Put another text into an old message's place. What followed goes, and can be brought back.
+ * Put another text into an old message's place, unless an answer is on its way. What followed goes, and can be brought
+ * back. Whether it was done.
  * @param {Message} message
  * @param {string} text
  */
 function edit(message, text) {
+  if (isRunning(current)) return false;
   const conversation = current;
   const before = [...conversation.messages];
   conversation.messages.splice(before.indexOf(message));
@@ -97,6 +109,7 @@ function edit(message, text) {
   }
   send(text);
   composer.area.focus();
+  return true;
 }
 
 /** Answer the last question once more. */
@@ -115,15 +128,32 @@ async function enterKey() {
   if (trouble === null && current.messages.at(-1)?.error?.kind === "unauthorized") regenerate();
 }
 
-/** Find out what model answers; ask for the key if one is missing. */
+/** Have an app's model chosen. */
+function chooseModel() {
+  /** @type {HTMLDialogElement} */ (byId("about")).close();
+  choice.open();
+}
+
+/** Find out what model answers; ask for the key if one is missing, and in an app for a model. */
 async function connect() {
+  const before = trouble?.kind;
   try {
+    if (isApp) await connectToApp();
     await answering.connect();
   } catch (error) {
     trouble = /** @type {import("./api.js").ApiError} */ (error);
     show();
-    if (trouble.kind === "unauthorized") enterKey();
+    if (trouble.kind === "unauthorized" && !isApp) enterKey();
+    if (trouble.kind === "noModel" && before !== "noModel") chooseModel();
   }
+}
+
+/** Get in, be counted, and find out whether a model is loaded. */
+async function connectToApp() {
+  await enter();
+  const isLoaded = await choice.look();
+  stayPresent(connect);
+  if (!isLoaded) throw new ApiError("noModel");
 }
 
 /**
@@ -211,6 +241,7 @@ function speak() {
   settingsDialog.build();
   showSuggestions((text) => send(text));
   showShortcuts();
+  choice.show();
   show();
 }
 
@@ -239,16 +270,22 @@ byId("actions").addEventListener("click", () => conversationMenu(current, byId("
 byId("open-settings").addEventListener("click", () => settingsDialog.open());
 byId("open-shortcuts").addEventListener("click", () => openDialog("shortcuts"));
 byId("budget").addEventListener("click", () => openAbout(answering.model, current));
-byId("model").addEventListener("click", () => (trouble ? connect() : openAbout(answering.model, current)));
+byId("model").addEventListener("click", () => {
+  if (trouble?.kind === "noModel") chooseModel();
+  else if (trouble) connect();
+  else openAbout(answering.model, current);
+});
+byId("about-app").hidden = !isApp;
+byId("change-model").addEventListener("click", chooseModel);
 byId("skip").addEventListener("click", (event) => {
   event.preventDefault();
   composer.area.focus();
 });
 addEventListener("hashchange", () => {
-  if (takeKeyFromAddress()) connect();
+  if (takeKeyFromAddress() || takeTicketFromAddress()) connect();
 });
 addEventListener("focus", () => {
-  if (trouble?.kind === "unreachable") connect();
+  if (trouble?.kind === "unreachable" || isApp) connect(); // another tab may have changed an app's model
 });
 addEventListener("pagehide", () => answering.leave());
 listenForShortcuts({
@@ -267,6 +304,7 @@ prepareSwitches((chosen) => {
   speak();
 });
 takeKeyFromAddress();
+takeTicketFromAddress();
 speak();
 open(current);
 if (conversations.damaged > 0) notify(t("storageDamaged", { n: conversations.damaged }));

@@ -6,6 +6,8 @@ const NAME = "conversation.";
 const TITLE_LENGTH = 80;
 const MOST_SENT = 300_000;
 /** Characters: in UTF-8 they stay below the megabyte that the server reads at most. */
+const MOST_MESSAGES = 2047;
+/** The server takes 2,048, the system message included. */
 
 /**
  * @typedef {"stop" | "length" | "timeout" | "stopped" | "interrupted" | "error"} Finish
@@ -76,7 +78,7 @@ export function history(conversation) {
   );
   let first = turns.length - 1;
   let length = turns[first].content.length;
-  while (first > 1) {
+  while (first > 1 && turns.length - first + 2 <= MOST_MESSAGES) {
     length += turns[first - 1].content.length + turns[first - 2].content.length;
     if (length > MOST_SENT) break;
     first -= 2;

@@ -1,5 +1,6 @@
 /** What went wrong, in the place where the answer would have been, and what to do about it. */
 
+import { isApp } from "./desktop.js";
 import { h, icon } from "./dom.js";
 import { t } from "./i18n.js";
 
@@ -8,9 +9,17 @@ const TEXTS = {
   unauthorized: ["errorUnauthorized", "errorUnauthorizedHint"],
   busy: ["errorBusy", "errorBusyHint"],
   context: ["errorContext", "errorContextHint"],
+  noModel: ["errorNoModel", "errorNoModelHint"],
   request: ["errorRequest", "errorRequestHint"],
   server: ["errorServer", "errorServerHint"],
   interrupted: ["errorInterrupted", "errorInterruptedHint"],
+};
+
+/** The same of an app, whose user started no server and set no key. */
+const APP_TEXTS = {
+  ...TEXTS,
+  unreachable: ["errorEnded", "errorEndedHint"],
+  unauthorized: ["errorOldPage", "errorOldPageHint"],
 };
 
 /**
@@ -18,7 +27,8 @@ const TEXTS = {
  * @param {import("./api.js").ErrorKind} kind
  */
 export function failureTexts(kind) {
-  const [title, hint] = TEXTS[kind] ?? TEXTS.server;
+  const texts = isApp ? APP_TEXTS : TEXTS;
+  const [title, hint] = texts[kind] ?? texts.server;
   return { title: t(title), hint: t(hint) };
 }
 
@@ -32,7 +42,8 @@ export function failureCard(failure, isLast, actions) {
   const { title, hint } = failureTexts(kind);
   const buttons = [];
   if (isLast && kind !== "unauthorized") buttons.push(retryButton(failure.retryAt, actions.regenerate));
-  if (isLast && kind === "unauthorized") buttons.push(button(t("enterKey"), actions.enterKey));
+  if (isLast && kind === "noModel") buttons.push(button(t("choiceTitle"), actions.chooseModel));
+  if (isLast && kind === "unauthorized" && !isApp) buttons.push(button(t("enterKey"), actions.enterKey));
   if (kind === "context" || kind === "request") buttons.push(button(t("openSettings"), actions.openSettings));
   return h(
     "div",

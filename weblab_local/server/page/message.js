@@ -12,10 +12,11 @@ import { notify } from "./notices.js";
 
 /**
  * @typedef {object} Actions What a message can ask for.
- * @property {(message: Message, text: string) => void} edit
+ * @property {(message: Message, text: string) => boolean} edit says if it did
  * @property {() => void} regenerate
  * @property {() => void} openSettings
  * @property {() => void} enterKey
+ * @property {() => void} chooseModel
  */
 
 const COPIED = 1500;
@@ -36,6 +37,9 @@ export class MessageView {
     /** What the status and the tools were made for. */
     this.made = "";
     this.editing = false;
+    /** The edit form's button. @type {HTMLButtonElement | null} */
+    this.submit = null;
+    this.busy = false;
   }
 
   /**
@@ -44,6 +48,8 @@ export class MessageView {
    */
   update({ run, isLast, outside, busy }) {
     const { role, content, finish, error, stats } = this.message;
+    this.busy = busy;
+    if (this.submit !== null) this.submit.disabled = busy;
     const name = t(role === "user" ? "you" : "answer");
     this.element.setAttribute("aria-label", outside ? `${name} (${t("outside")})` : name);
     this.element.classList.toggle("outside", outside);
@@ -127,23 +133,24 @@ export class MessageView {
     const close = () => {
       this.editing = false;
       this.element.classList.remove("editing");
+      this.submit = null;
       form.remove();
     };
     const send = () => {
       const text = area.value.trimEnd();
-      if (text.trim() === "") return;
-      close();
-      this.actions.edit(this.message, text);
+      if (text.trim() !== "" && this.actions.edit(this.message, text)) close();
     };
     const cancel = () => {
       close();
       this.tools.querySelector("button")?.focus();
     };
+    this.submit = /** @type {HTMLButtonElement} */ (h("button", { type: "submit", class: "button primary" }, t("send")));
+    this.submit.disabled = this.busy;
     const buttons = h(
       "div",
       { class: "edit-buttons" },
       h("button", { type: "button", class: "button", onclick: cancel }, t("cancel")),
-      h("button", { type: "submit", class: "button primary" }, t("send")),
+      this.submit,
     );
     const form = h("form", { class: "edit" }, area, h("p", { class: "note" }, t("editNote")), buttons);
     form.addEventListener("submit", (event) => {

@@ -1,0 +1,219 @@
+"""W4: levels that make up for each other's errors, in an ordinary GGUF."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as T
+from gguf import GGUFReader, dequantize, quant_shape_to_byte_shape
+from numpy.typing import NDArray
+
+from convert.calibration import compensation
+from convert.calibration.compensation import DAMPING, Hessian, compensated
+from convert.errors import ConversionError
+from convert.quantization.block_types import TYPES
+from convert.quantization.grid import read_grid, with_values
+from convert.quantization.mixtures import MIXTURES, W4, tensor_types
+from convert.quantization.quantize import quantize_rows
+from convert.reference.texts import verification
+from convert.run import Request, run
+from convert.source.checkpoint import open_checkpoint
+from convert.verification.verify import Options, verify_files
+from tests.support.conversions import converted, files_in
+from tests.support.llama import loaded
+
+Floats = NDArray[np.float32]
+
+KINDS = pytest.mark.parametrize("ggml_type", list(TYPES), ids=lambda t: t.name)
+
+
+def weights(n_rows: int, n_columns: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal((n_rows, n_columns), np.float32) * np.float32(0.02)
+
+
+def inputs(n_tokens: int, n_columns: int) -> Floats:
+    """Inputs that move together, as a language model's do."""
+    random = np.random.default_rng(1)
+    causes = random.standard_normal((n_tokens, n_columns // 8))
+    mixed = causes @ random.standard_normal((n_columns // 8, n_columns)) + random.standard_normal((n_tokens, n_columns))
+    return mixed.astype(np.float32)
+
+
+def hessian_of(x: Floats, max_columns: int = 6144) -> Hessian:
+    found = Hessian(x.shape[1], max_columns)
+    for part in np.array_split(x, 3):
+        found.add(torch.from_numpy(part))
+    return found
+
+
+@KINDS
+def test_a_grid_gives_back_the_blocks_it_was_read_from(ggml_type: T) -> None:
+    blocks = quantize_rows(weights(6, 768), ggml_type)
+    grid = read_grid(blocks, ggml_type)
+    values = dequantize(blocks, ggml_type)
+    assert np.array_equal(with_values(blocks, ggml_type, grid, values), blocks)
+    levels = (values + grid.offsets.repeat(grid.block, axis=1)) / grid.steps.repeat(grid.block, axis=1)
+    np.testing.assert_allclose(levels, levels.round(), atol=1e-3)
+    assert levels.min() > grid.lowest - 0.5
+    assert levels.max() < grid.highest + 0.5
+
+
+def column_by_column(rows: Floats, ggml_type: T, x: Floats) -> NDArray[np.float64]:
+    """The same by the textbook: after each column the inverse of H shrinks, and the rest of the row is solved for."""
+    h = x.astype(np.float64).T @ x
+    h += DAMPING * np.diag(h).mean() * np.eye(len(h))
+    inverse = np.linalg.inv(h)
+    left = rows.astype(np.float64)
+    importance = np.diag(x.T @ x).copy()
+    chosen = np.empty_like(left)
+    for start in range(0, rows.shape[1], 256):
+        columns = slice(start, start + 256)
+        blocks = quantize_rows(left[:, columns].astype(np.float32), ggml_type, importance[columns])
+        grid = read_grid(blocks, ggml_type)
+        for column in range(start, start + 256):
+            step, offset = (part[:, (column - start) // grid.block] for part in (grid.steps, grid.offsets))
+            level = np.clip(np.rint((left[:, column] + offset) / step), grid.lowest, grid.highest)
+            chosen[:, column] = step * level - offset
+            error = left[:, column] - chosen[:, column]
+            left -= np.outer(error / inverse[column, column], inverse[column])
+            inverse -= np.outer(inverse[:, column], inverse[column]) / inverse[column, column]
+    return chosen
+
+
+@KINDS
+def test_levels_are_those_of_the_textbook(ggml_type: T) -> None:
+    """But where a tie falls otherwise, which moves the rest of its row: in a few rows, and which depends on how this
+    processor rounds products. Such rows are as good."""
+    rows, x = weights(64, 512), inputs(2000, 512)
+    found = dequantize(compensated(rows, ggml_type, hessian_of(x)), ggml_type)
+    expected = column_by_column(rows, ggml_type, x)
+    assert np.isclose(found, expected, rtol=0, atol=1e-6).mean() > 0.9
+    h = x.astype(np.float64).T @ x
+
+    def error(levels: NDArray[np.floating]) -> float:
+        return float(((levels - rows) @ h * (levels - rows)).sum())
+
+    assert error(found) == pytest.approx(error(expected), rel=0.01)
+
+
+@KINDS
+@pytest.mark.parametrize("max_columns", [1024, 256], ids=["whole", "in parts"])
+def test_outputs_are_closer_at_the_same_size(ggml_type: T, max_columns: int) -> None:
+    rows, x = weights(64, 1024), inputs(4500, 1024)
+    x, unseen = x[:4000], x[4000:]
+    plain = quantize_rows(rows, ggml_type)
+    better = compensated(rows, ggml_type, hessian_of(x, max_columns))
+    assert better.shape == plain.shape
+
+    def error(blocks: NDArray[np.uint8]) -> float:
+        return float(np.square(unseen @ (dequantize(blocks, ggml_type) - rows).T).mean())
+
+    assert error(better) < 0.7 * error(plain)
+
+
+def test_columns_without_inputs_are_rounded_all_the_same() -> None:
+    rows, x = weights(4, 512), inputs(100, 512)
+    x[:, ::3] = 0
+    found = dequantize(compensated(rows, T.Q4_K, hessian_of(x)), T.Q4_K)
+    assert np.abs(found - rows).max() < 0.05
+
+
+def shapes_of(hidden: int, layers: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (vocabulary, hidden),
+        "output.weight": (vocabulary, hidden),
+    }
+    for layer in range(layers):
+        shapes |= {
+            f"blk.{layer}.attn_qkv.weight": (3 * hidden, hidden),
+            f"blk.{layer}.attn_output.weight": (hidden, hidden),
+            f"blk.{layer}.ffn_up.weight": (4 * hidden, hidden),
+            f"blk.{layer}.ffn_down.weight": (hidden, 4 * hidden),
+        }
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("hidden", "layers", "vocabulary", "ends"),
+    [(4864, 36, 50304, T.Q6_K), (512, 6, 6000, T.Q6_K), (256, 8, 50304, T.Q5_K)],
+    ids=["10B", "mid", "mini"],
+)
+def test_w4_is_no_larger_than_q4_k_m(hidden: int, layers: int, vocabulary: int, ends: T) -> None:
+    shapes = shapes_of(hidden, layers, vocabulary)
+
+    def size(types: dict[str, T], names: Sequence[str]) -> int:
+        return sum(int(np.prod(quant_shape_to_byte_shape(shapes[name], types[name]))) for name in names)
+
+    w4, standard = (tensor_types(mixture, shapes, layers) for mixture in (W4, MIXTURES["Q4_K_M"]))
+    assert {w4["token_embd.weight"], w4["output.weight"]} == {ends}
+    in_layers = [name for name in shapes if name.startswith("blk")]
+    assert size(w4, in_layers) <= size(standard, in_layers)
+    assert size(w4, list(shapes)) <= size(standard, list(shapes))
+
+
+@pytest.fixture(scope="module")
+def demo_w4(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (path,) = converted(demo_checkpoint, tmp_path_factory.mktemp("w4"), "W4")
+    return path
+
+
+def test_w4_of_the_demo_is_an_ordinary_gguf(demo_w4: Path) -> None:
+    types = {tensor.name: tensor.tensor_type for tensor in GGUFReader(demo_w4).tensors}
+    assert {types[f"blk.{i}.{name}.weight"] for i in range(4) for name in ("attn_qkv", "ffn_down")} == {T.Q4_K}
+    with loaded(demo_w4) as model:
+        ids = model.tokenize("日本の首都は".encode(), add_bos=False)
+        model.eval(ids)
+        assert model.n_tokens == len(ids)
+
+
+def test_w4_is_closer_to_the_demo_than_q4_k_m(demo_w4: Path, demo_checkpoint: Path, tmp_path: Path) -> None:
+    (standard,) = converted(demo_checkpoint, tmp_path, "Q4_K_M")
+    assert demo_w4.stat().st_size <= standard.stat().st_size
+    report = verify_files(
+        open_checkpoint(demo_checkpoint), [demo_w4, standard], verification(), tmp_path / "kept", Options(800, 0)
+    )
+    found = {file.name: file for file in report.files}
+    assert report.passed
+    assert found[demo_w4.name].check.mixture == "W4"
+    kl = {name: file.groups["all"].mean_kl for name, file in found.items()}
+    assert kl[demo_w4.name] < 0.8 * kl[standard.name]
+
+
+def test_w4_halves_what_q4_k_m_loses_of_a_trained_model(test_data: Path, tmp_path: Path) -> None:
+    folder = test_data / "weblab-mid"
+    paths = converted(folder, tmp_path, "W4", "Q4_K_M")
+    report = verify_files(open_checkpoint(folder), paths, verification(), tmp_path / "kept", Options(1000, 0))
+    kl = {file.check.mixture: file.groups["ja"].mean_kl for file in report.files}
+    assert kl["W4"] < 0.5 * kl["Q4_K_M"]
+    assert paths[0].stat().st_size <= paths[1].stat().st_size
+
+
+def test_the_manifest_says_what_it_was_rounded_by(
+    demo_w4: Path, demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = json.loads(demo_w4.with_suffix(".json").read_text())["recipe"]
+    assert recipe["compensation"] == compensation.recipe()
+    assert recipe["compensation"]["tokens"] == 8000
+    before = demo_w4.stat()
+    converted(demo_checkpoint, demo_w4.parent, "W4")
+    assert demo_w4.stat() == before
+    assert "up to date" in capsys.readouterr().err
+
+
+def test_low_disk_keeps_nothing_to_round_by(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="W4 reads the checkpoint again"):
+        run(Request("owner/name", None, ["W4"], tmp_path, low_disk=True))
+    assert files_in(tmp_path) == []
+
+
+def test_without_numba_it_is_refused(demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "convert.calibration.compensation", None)
+    with pytest.raises(ConversionError, match=r"W4 cannot be made here: .*\n.*Q4_K_M"):
+        converted(demo_checkpoint, tmp_path, "W4")
+    assert files_in(tmp_path) == []

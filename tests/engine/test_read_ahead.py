@@ -1,0 +1,96 @@
+"""What will probably be asked for is computed before it is, and is in nobody's way."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.engines import GREEDY, ONE, PAIRS, SHORT_ANSWERS, Gate, engine_of, is_response, long_prompt, until
+from weblab_local.chat.session import OPEN_TOKENS
+from weblab_local.engine.engine import Engine
+from weblab_local.engine.generation import complete
+from weblab_local.engine.prompt import RESPONSE
+from weblab_local.errors import PromptError, WeblabError
+
+QUESTION = "大規模言語モデルについて説明してください。"
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with engine_of(1) as engine:
+        yield engine
+
+
+def until_read(engine: Engine) -> None:
+    """Wait until nothing reads ahead any more."""
+    until(lambda: not engine._scheduler._ahead and not engine._scheduler._running)
+
+
+def test_what_was_read_ahead_is_not_read_again(engine: Engine) -> None:
+    ids = long_prompt(300)
+    engine.read_ahead(ids)
+    until_read(engine)
+    stats = engine.generate([*ids, 5, 6], ONE, raw=True).stats
+    assert (stats.prompt_tokens, stats.cached_tokens) == (302, 300)
+
+
+def test_a_request_that_begins_alike_takes_over_what_is_being_read(engine: Engine) -> None:
+    ids = long_prompt(600)
+    engine.read_ahead(ids)
+    until(lambda: engine._scheduler._running)
+    stats = engine.generate([*ids, 5], ONE, raw=True).stats
+    assert stats.cached_tokens == 600
+
+
+def test_another_request_ends_it(engine: Engine) -> None:
+    ids = long_prompt(1900)
+    engine.read_ahead(ids)
+    until(lambda: engine._scheduler._running)
+    assert is_response(engine.generate(PAIRS[0].instruction, GREEDY), PAIRS[0])
+    assert not engine._scheduler._ahead
+    assert engine.generate(ids, ONE, raw=True).stats.cached_tokens < 1900 - 100
+
+
+def test_it_does_not_begin_beside_others() -> None:
+    with engine_of(2) as engine:
+        gate = Gate()
+        held = engine.stream(long_prompt(200), ONE, on_progress=gate, raw=True)
+        gate.wait()
+        engine.read_ahead(long_prompt(300, seed=1))
+        gate.open()
+        complete(list(held))
+        assert not engine._scheduler._ahead
+        assert engine.generate(long_prompt(300, seed=1), ONE, raw=True).stats.cached_tokens == 0
+
+
+def test_what_is_typed_letter_by_letter_is_read_as_it_grows(engine: Engine) -> None:
+    chat = engine.chat(params=GREEDY)
+    for n in range(len(QUESTION) + 1):
+        chat.read_ahead(QUESTION[:n])
+    until_read(engine)
+    n_end = len(engine.tokenize(RESPONSE))
+    reply = chat.send(QUESTION)
+    assert is_response(reply, next(pair for pair in PAIRS if pair.instruction == QUESTION))
+    assert reply.stats.cached_tokens >= reply.stats.prompt_tokens - n_end - OPEN_TOKENS
+    chat.read_ahead(SHORT_ANSWERS[0].instruction, finished=True)
+    until_read(engine)
+    stats = chat.send(SHORT_ANSWERS[0].instruction).stats
+    assert stats.cached_tokens == stats.prompt_tokens - 1
+
+
+def test_what_does_not_fit_or_cannot_be_read_is_let_be(engine: Engine) -> None:
+    chat = engine.chat()
+    chat.read_ahead("長" * 3000)
+    chat.read_ahead("\ud83d")
+    engine.read_ahead([])
+    engine.read_ahead([5] * engine.longest_sequence)
+    assert not engine._scheduler._ahead
+    with pytest.raises(PromptError):
+        engine.read_ahead([10**9])
+    engine.close()
+    with pytest.raises(WeblabError, match="closed"):
+        engine.read_ahead([5])
+
+
+def test_closing_does_not_wait_for_it() -> None:
+    with engine_of(1) as engine:
+        engine.read_ahead(long_prompt(1900))

@@ -1,0 +1,408 @@
+"""A loaded model: what a host app, the chat, the command line and the server talk to.
+
+All methods may be called from any thread; one worker thread behind them alone runs llama.cpp.
+"""
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Unpack
+
+from weblab_local.engine.generation import AsyncGeneration, Chunk, Completion, Generation, complete
+from weblab_local.engine.options import PromptOptions, spells_out_options, with_defaults
+from weblab_local.engine.prompt_ids import PromptIds
+from weblab_local.engine.sampling import SamplingParams
+from weblab_local.engine.stopping import TURN_STOPS
+from weblab_local.engine.uncopyable import Uncopyable
+from weblab_local.engine.users import closed_error
+from weblab_local.errors import SamplingError, WeblabError
+from weblab_local.i18n import _, n_
+from weblab_local.llama.kv_types import KvType, require_kv_type
+
+if TYPE_CHECKING:
+    from weblab_local.chat.session import ChatSession
+    from weblab_local.engine.request import Request
+    from weblab_local.engine.scoring import Score
+    from weblab_local.machine.placement import Placement
+    from weblab_local.machine.plan import Plan
+
+DEFAULT_N_CTX = 2048
+
+
+class Engine(Uncopyable, AbstractContextManager["Engine"]):
+    """A model in memory. Close it, or use it as a context manager; one that nobody has any more closes itself.
+
+    A request that runs keeps it, as long as somebody has its Generation.
+    """
+
+    _instead = n_("Load the model again where it is needed, with weblab_local.load().")
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int = DEFAULT_N_CTX,
+        n_parallel: int = 1,
+        n_gpu_layers: int = 0,
+        n_batch: int | None = None,
+        n_threads: int | None = None,
+        kv_type: KvType = "f16",
+        flash_attention: bool | None = None,
+        repack: bool = True,
+        devices: Sequence[int] | None = None,
+        tensor_split: Sequence[float] = (),
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Load the GGUF at `path`; `weblab_local.load` finds it by name and plans the rest.
+
+        n_ctx             KV cells that all sequences share
+        n_parallel        requests that are computed at the same time; more wait in order
+        n_batch           tokens computed at once; None: as the memory plan counts with
+        n_threads         threads that compute; None: one for each physical core
+        kv_type           type of the KV cache; q8_0 and q4_0 need flash attention
+        flash_attention   None: wherever llama.cpp allows it
+        repack            let llama.cpp rearrange weights for this processor while loading
+        devices           ggml devices to offload to; None: llama.cpp's own choice
+        tensor_split      proportions of the offloaded layers on them; (): by their free memory
+        on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
+
+        Raises ModelFileError for a file that is no GPT-NeoX or damaged, WeblabError for settings that cannot be.
+        """
+        if n_parallel < 1 or n_ctx < 1:
+            raise WeblabError(
+                _("n_ctx and n_parallel have to be at least 1, and are {n_ctx} and {n_parallel}.").format(
+                    n_ctx=n_ctx, n_parallel=n_parallel
+                )
+            )
+        if n_threads is not None and n_threads < 1:
+            raise WeblabError(_("n_threads has to be at least 1, and is {n_threads}.").format(n_threads=n_threads))
+        require_kv_type(kv_type)
+        if kv_type != "f16" and flash_attention is False:
+            raise WeblabError(
+                _("A KV cache of type {kv_type} needs flash attention.").format(kv_type=kv_type),
+                _("Leave flash_attention out."),
+            )
+        from weblab_local.engine.scheduler import Scheduler
+        from weblab_local.llama.context import Context, Model
+        from weblab_local.llama.gguf_header import read_header
+        from weblab_local.llama.gptneox import require_gptneox
+        from weblab_local.machine.devices import description, physical_cores
+        from weblab_local.machine.footprint import batch_size
+        from weblab_local.machine.tensor_limit import largest_tensor, require_room_for_keys
+
+        header = read_header(path)
+        require_gptneox(header)
+        self.path = path.absolute()
+        self.plan: Plan | None = None
+        self.placement: Placement | None = None
+        self.warnings: list[str] = []
+        """What `weblab_local.load` planned, what llama.cpp reported, and what a person should know about that."""
+        self.metadata: Mapping[str, Any] = header.metadata
+        self.n_ctx = n_ctx
+        self.n_parallel = n_parallel
+        self.kv_type = kv_type
+        self.kv_settings = f"flash_attention={flash_attention} n_gpu_layers={n_gpu_layers}"
+        """What else a saved KV state depends on."""
+        if n_gpu_layers and devices:
+            self.kv_settings += f" devices={', '.join(map(description, devices))}"
+            for handle in devices:
+                require_room_for_keys(header, n_ctx, kv_type, description(handle), largest_tensor(handle))
+        self.n_ctx_train = header.hparam("context_length")
+        self.n_threads = n_threads or physical_cores()
+        n_batch = max(n_parallel, n_batch or batch_size(n_parallel, n_gpu_layers))
+        self._model = Model(
+            path, n_gpu_layers, repack=repack, devices=devices, tensor_split=tensor_split, on_progress=on_progress
+        )
+        try:
+            self._context = Context(
+                self._model,
+                n_ctx=n_ctx,
+                n_seq_max=n_parallel,
+                n_batch=n_batch,
+                n_threads=self.n_threads,
+                n_threads_batch=self.n_threads,
+                kv_type=kv_type,
+                flash_attention=True if kv_type != "f16" else flash_attention,
+            )
+        except BaseException:
+            self._model.close()
+            raise
+        self._scheduler = Scheduler(
+            self._model,
+            self._context,
+            n_ctx=n_ctx,
+            n_parallel=n_parallel,
+            n_batch=n_batch,
+            can_abort=not n_gpu_layers,  # llama.cpp's abort callback is the CPU's and Metal's
+        )
+        self._finalizer = weakref.finalize(self, self._scheduler.abandon)
+        self._finalizer.atexit = False  # the scheduler sees to the end of the program itself
+        self._closing = threading.Lock()
+        self._prompts = PromptIds(
+            self._model.tokenizer,
+            self._model.n_vocab,
+            self.longest_sequence,
+            can_grow=self.longest_sequence < self.n_ctx_train,
+        )
+        self._closed = False
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens that one prompt and its answer may have together."""
+        return min(self.n_ctx, self.n_ctx_train)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model was trained to follow instructions; a base model only continues text."""
+        return "tokenizer.chat_template" in self.metadata
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending, as text: bytes of it that are none (Linux allows them) become "?"."""
+        return self.path.stem.encode(errors="replace").decode()
+
+    @property
+    def licence(self) -> str:
+        """The model's licence, as its file says; "" when it does not."""
+        return str(self.metadata.get("general.license", ""))
+
+    def description(self) -> tuple[str, str]:
+        """Two lines for a person: the model, and where it runs."""
+        size = self.path.stat().st_size / 1e9
+        model = f"{self.path.stem} ({size:.2f} GB)"
+        where = " ".join(self.plan.reasons) if self.plan is not None else ""
+        return model, where or _("n_ctx {n_ctx}, KV cache {kv_type}").format(n_ctx=self.n_ctx, kv_type=self.kv_type)
+
+    def tokenize(self, text: str, limit: int | None = None) -> list[int]:
+        """Return the token ids of `text`, equal to Hugging Face's, without special tokens.
+
+        With `limit`, raises PromptTooLong as soon as there are more and text is left, which then costs no time.
+        """
+        return self._prompts.tokenize(text, limit)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for. Raises PromptError for what is no id of the vocabulary."""
+        self._require_open()
+        (token,) = self.check_ids([token])
+        return self._model.tokenizer.pieces[token]
+
+    def check_ids(self, ids: Sequence[int]) -> list[int]:
+        """`ids` as a list. Raises PromptError where one is no id of the vocabulary."""
+        return self._prompts.checked(ids)
+
+    def save_prefix(self, ids: Sequence[int], path: Path) -> int:
+        """How many of `ids` are in the KV cache, from the first on; their state is written to `path`, where it has any.
+
+        What is written is for `restore_prefix`, and is never whole in memory. Raises OSError when it cannot be written.
+        """
+        self._require_open()
+        return self._scheduler.save_prefix(ids, path)
+
+    def restore_prefix(self, ids: Sequence[int], state: bytes | memoryview) -> bool:
+        """Put a state of `ids` that was saved into the KV cache, from the same build, model and settings.
+
+        It is not copied, so it may be a file that is mapped into memory. False when there is no room, or llama.cpp
+        refuses it. What idle sequences remembered is forgotten for it.
+        """
+        self._require_open()
+        return self._scheduler.restore_prefix(ids, state)
+
+    @spells_out_options
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> Generation:
+        """Answer an instruction, chunk by chunk.
+
+        prompt        an instruction, put into the model's template; with `raw`, or as token ids, taken as it is
+        context       a text for the instruction to work on: the template's second form
+        raw           take the prompt as it is; no template
+        logprobs      give log-probabilities of the tokens, and so many alternatives for each
+        on_progress   called on the worker thread while the prompt is read
+
+        Raises PromptError for a prompt that is empty, PromptTooLong for one that does not fit, SamplingError for
+        logprobs below 0. The sampling's default is SamplingParams().
+        """
+        generation: Generation
+        request, generation = self._request(
+            prompt, params, options, lambda cancel: Generation(cancel, self._refuse_to_wait)
+        )
+        self._scheduler.submit(request)
+        return generation
+
+    @spells_out_options
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> Completion:
+        """The same, whole."""
+        self._refuse_to_wait()
+        with self.stream(prompt, params, **options) as generation:
+            return complete(list(generation))
+
+    @spells_out_options
+    def astream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> AsyncGeneration:
+        """`stream` for asyncio, to be called in a running event loop."""
+        loop = asyncio.get_running_loop()
+        generation: AsyncGeneration
+        request, generation = self._request(prompt, params, options, lambda cancel: AsyncGeneration(cancel, loop))
+        self._scheduler.submit(request)
+        return generation
+
+    @spells_out_options
+    async def agenerate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> Completion:
+        """`generate` for asyncio. Cancelling the task cancels the request."""
+        chunks: list[Chunk] = []
+        async with self.astream(prompt, params, **options) as generation:
+            chunks = [chunk async for chunk in generation]
+        return complete(chunks)
+
+    def score(self, context: str | Sequence[int], continuations: Sequence[str | Sequence[int]]) -> list["Score"]:
+        """How likely each of the `continuations` is after `context`, in their order; nothing is generated.
+
+        Texts are taken as they are, each tokenized on its own; the model's template is not put in. The context is
+        computed once, and the continuations together where there are sequences for them. The sequence of a context and
+        a continuation without its last token has to fit the context's length.
+
+        Raises PromptError for a context or continuation without tokens, PromptTooLong for what does not fit.
+        """
+        self._refuse_to_wait()
+        from weblab_local.engine.scoring import score_all
+
+        before = self._prompts.of(context, raw=True)
+        after = [self._prompts.of(text, raw=True) for text in continuations]
+        longest = len(before) + max(map(len, after), default=1) - 1
+        if longest > self.longest_sequence:
+            raise self._prompts.too_long(longest)
+        return score_all(self._scheduler, before, after)
+
+    def ascore(self, context: Sequence[int], continuation: Sequence[int], logprobs: int) -> AsyncGeneration:
+        """`score` for asyncio, of ids that fit: chunks with log-probabilities and so many alternatives for each."""
+        from weblab_local.engine.scoring import score_request
+
+        loop = asyncio.get_running_loop()
+        request, generation = score_request(
+            self._scheduler, context, continuation, lambda cancel: AsyncGeneration(cancel, loop), logprobs
+        )
+        self._scheduler.submit(request)
+        return generation
+
+    def read_ahead(self, prompt: Sequence[int]) -> None:
+        """Compute the token ids of a prompt that will probably come, while nobody wants anything; return at once.
+
+        What it computes stays in the KV cache, and a request that begins alike begins there. Any other request ends it,
+        as the next call does, unless it only asks for more of the same. Nothing is done for a prompt that does not fit.
+        Raises PromptError for what is no id of the vocabulary.
+        """
+        self._require_open()
+        ids = self.check_ids(prompt)
+        if 0 < len(ids) < self.longest_sequence:
+            self._scheduler.read_ahead(ids)
+
+    def chat(self, system: str | None = None, params: SamplingParams | None = None) -> "ChatSession":
+        """A conversation with this model, of any number of them."""
+        from weblab_local.chat.session import ChatSession
+
+        return ChatSession(self, system, params)
+
+    def _request(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None,
+        options: PromptOptions,
+        make: Callable[[Callable[[], None]], Any],
+    ) -> tuple["Request", Any]:
+        from weblab_local.engine.request import Request
+
+        self._require_open()
+        given = with_defaults(options)
+        raw, logprobs = given["raw"], given["logprobs"]
+        if logprobs is not None and not (isinstance(logprobs, int) and logprobs >= 0):
+            raise SamplingError(
+                _("logprobs should be a whole number from 0 on, and is {value!r}.").format(value=logprobs)
+            )
+        params = params or SamplingParams()
+        ids = self._prompts.of(prompt, given["context"], raw=raw)
+        room = self.longest_sequence - len(ids)
+        if room < 1:
+            raise self._prompts.too_long(len(ids))
+        max_tokens, stops = min(params.max_tokens, room), (*params.stop, *(() if raw else TURN_STOPS))
+        request: Request
+
+        def cancel() -> None:  # the generation has it, and through it this engine, which so is not closed before
+            self._scheduler.cancel(request)
+
+        generation = make(cancel)
+        request = Request(
+            prompt=ids,
+            params=params,
+            max_tokens=max_tokens,
+            stops=stops,
+            n_logprobs=logprobs,
+            emit=generation.emit,
+            on_progress=given["on_progress"],
+            on_begin=generation.on_begin,
+        )
+        return request, generation
+
+    def _refuse_to_wait(self) -> None:
+        """Raise WeblabError where waiting for an answer would be waiting for oneself."""
+        self._scheduler.refuse_worker(_("on_progress cannot wait for an answer: it runs on the engine's own thread."))
+
+    def raw_prompt(self, prompt: str | Sequence[int], room: int = 1) -> list[int]:
+        """Return the ids of a prompt that is taken as it is and leaves `room` tokens for an answer.
+
+        Raises PromptError for one that is empty or cannot be read, PromptTooLong for one that does not fit.
+        """
+        ids = self._prompts.of(prompt, raw=True)
+        if len(ids) + room > self.longest_sequence:
+            raise self._prompts.too_long(len(ids))
+        return ids
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise closed_error()
+
+    def close(self) -> None:
+        """End what is running and release everything. Closing twice does nothing; an interrupted close can be repeated.
+
+        In a forked child nothing is released: it is the parent's. Raises WeblabError when `on_progress` calls it: the
+        thread that would have to end is the one that calls.
+        """
+        if not self._scheduler.is_here():
+            self._closed = True
+            self._prompts.users.close()
+            return
+        self._scheduler.refuse_worker(_("on_progress cannot close the model: it runs on the engine's own thread."))
+        with self._closing:
+            self._closed = True
+            if not self._finalizer.alive:
+                return
+            self._scheduler.close()
+            self._prompts.users.close()
+            self._finalizer.detach()
+            self._context.close()
+            self._model.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,66 @@
+"""Prompts as token ids: text that is tokenized, ids that are looked at, and neither longer than what fits."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING
+
+from weblab_local.engine.prompt import instruction_prompt, too_long
+from weblab_local.engine.users import Users
+from weblab_local.errors import PromptError, PromptTooLong
+from weblab_local.i18n import _
+
+if TYPE_CHECKING:
+    from weblab_local.llama.tokenizer import Tokenizer
+
+
+class PromptIds:
+    """Makes ids of what a model is asked. Any thread may call it; `users.close` waits for those that are inside."""
+
+    def __init__(self, tokenizer: "Tokenizer", n_vocab: int, longest: int, *, can_grow: bool) -> None:
+        """`longest`: tokens of a prompt and its answer; `can_grow`: the model could be loaded for more."""
+        self._tokenizer = tokenizer
+        self._n_vocab = n_vocab
+        self._longest = longest
+        self._can_grow = can_grow
+        self.users = Users()
+
+    def tokenize(self, text: str, limit: int | None = None) -> list[int]:
+        """The ids of `text`, without special tokens. Raises PromptTooLong when there are more than `limit`."""
+        with self.users.inside():
+            return self._tokenizer.encode(text, limit)
+
+    def checked(self, ids: Sequence[int]) -> list[int]:
+        """`ids` as a list. Raises PromptError where one is no id of the vocabulary."""
+        if isinstance(ids, bytes | bytearray):
+            raise PromptError(_("A prompt is text or token ids, not bytes."), _("Decode it as UTF-8."))
+        checked = list(ids)
+        for token in checked:
+            if not isinstance(token, Integral) or not 0 <= token < self._n_vocab:
+                raise PromptError(
+                    _("{token!r} is no token id; the vocabulary has {n_vocab}.").format(
+                        token=token, n_vocab=self._n_vocab
+                    )
+                )
+        return list(map(int, checked))
+
+    def of(self, prompt: str | Sequence[int], context: str | None = None, *, raw: bool) -> list[int]:
+        """The ids of a prompt: text in the model's template, or as it is with `raw`; or ids, which are always raw.
+
+        Raises PromptError for a prompt that is empty or cannot be read, PromptTooLong for text that cannot fit.
+        """
+        if context is not None and (raw or not isinstance(prompt, str)):
+            raise PromptError(_("A raw prompt has no template to put a context into."))
+        if not isinstance(prompt, str):
+            ids = self.checked(prompt)
+        else:
+            try:
+                ids = self.tokenize(prompt if raw else instruction_prompt(prompt, context), self._longest)
+            except PromptTooLong:
+                raise self.too_long() from None
+        if not ids:
+            raise PromptError(_("The prompt is empty."), _("A raw prompt needs at least one token."))
+        return ids
+
+    def too_long(self, n_tokens: int | None = None) -> PromptTooLong:
+        """The error for a prompt of `n_tokens`; None: of more than fit, which nobody counted."""
+        return too_long(n_tokens, self._longest, can_grow=self._can_grow)

@@ -1,0 +1,166 @@
+"""Choosing the next token: llama.cpp's samplers in transformers' order, by SamplingParams.
+
+A grammar, bias and penalties on the logits, then temperature, top-k, top-p, min-p, then a draw. The grammar comes first
+in effect, not in work: llama.cpp takes microseconds for each token that it is asked about, and the vocabulary has
+50,000. It is asked about the likeliest, and about the others only where too few of those are allowed.
+"""
+
+import math
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weblab_local.engine.sampling import MAX_SEED, SamplingParams
+from weblab_local.errors import SamplingError
+from weblab_local.i18n import _
+from weblab_local.llama.sampler_chain import SamplerChain
+from weblab_local.llama.token_prefixes import TokenPrefixes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from weblab_local.llama.context import Context
+
+LEAST_TRIED, TRIED_TIMES = 64, 4
+"""The grammar is first asked about so many of the likeliest tokens, or so many times those that top-k leaves."""
+
+
+class Sampler:
+    """The choice of one answer's tokens. Has to be closed; used by one thread."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        vocab: Any,
+        prompt: Sequence[int],
+        n_ctx: int,
+        prefixes: TokenPrefixes | None = None,
+    ) -> None:
+        """Build the chains. `prompt`'s tokens count for the repeat penalty. SamplingError for a grammar's errors.
+
+        `prefixes` are the vocabulary's, where they are there already; only a grammar needs them.
+        """
+        gbnf = params.gbnf()
+        has_penalty = params.repeat_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
+        self._may_run_dry = bool(params.logit_bias)
+        self._only_largest = params.is_greedy and gbnf is None and not has_penalty
+        """The chain's choice is the largest logit, biases added: no candidates need to be listed for that."""
+        self._bias = params.logit_bias
+        self._n_wanted = 1 if params.is_greedy else params.top_k
+        """So many of the likeliest allowed tokens are all that the choice looks at; 0: at all of them."""
+        self._prefixes = prefixes
+        self._vocab = vocab
+        self._chain = SamplerChain(vocab)
+        self._grammar: SamplerChain | None = None
+        self._logits: SamplerChain | None = None
+        try:
+            adjusting = self._chain
+            if gbnf is not None:
+                self._grammar = SamplerChain(vocab)
+                self._grammar.add_grammar(gbnf)
+                adjusting = self._logits = SamplerChain(vocab)
+            if params.logit_bias:
+                adjusting.add_bias(params.logit_bias)
+            if params.repeat_penalty != 1:
+                adjusting.add_penalties(n_ctx, repeat=params.repeat_penalty, seen=prompt)
+            if params.presence_penalty or params.frequency_penalty:
+                adjusting.add_penalties(n_ctx, frequency=params.frequency_penalty, presence=params.presence_penalty)
+            self._add_choice(params)
+        except BaseException:
+            self.close()
+            raise
+
+    def _add_choice(self, params: SamplingParams) -> None:
+        if params.is_greedy:
+            self._chain.add_greedy()
+            return
+        self._chain.add_temperature(params.temperature)
+        if params.top_k:
+            self._chain.add_top_k(params.top_k)
+        if params.top_p < 1:
+            self._chain.add_top_p(params.top_p)
+        if params.min_p:
+            self._chain.add_min_p(params.min_p)
+        self._chain.add_draw(secrets.randbelow(MAX_SEED) if params.seed is None else params.seed)
+
+    def sample(self, context: "Context", index: int) -> int:
+        """Choose a token from the logits of `context`'s batch entry `index`, and take note of it for the next.
+
+        Raises SamplingError when the grammar and logit_bias leave no token at all.
+        """
+        if self._only_largest:
+            return self._largest(context.logits(index))
+        if self._grammar is None and not self._may_run_dry:
+            return self._chain.sample(context, index)
+        array = self._applied(context.logits(index))
+        chosen = array.data[array.selected]
+        # llama.cpp would choose a forbidden token all the same, and a grammar that has to accept one ends the process.
+        _require_allowed(chosen.logit)
+        for chain in self._chains:
+            chain.accept(chosen.id)
+        return int(chosen.id)
+
+    @property
+    def _chains(self) -> list[SamplerChain]:
+        return [chain for chain in (self._grammar, self._logits, self._chain) if chain is not None]
+
+    def _applied(self, logits: "Sequence[float] | NDArray[np.float32]") -> Any:
+        """What is left of all tokens with these logits, as llama.cpp's llama_token_data_array."""
+        if self._grammar is None or self._logits is None:
+            return self._chain.apply(logits)
+        adjusted = self._logits.adjusted(logits)
+        ids = self._allowed(self._grammar, adjusted)
+        if not len(ids):
+            raise _no_token_left()
+        return self._chain.apply(adjusted[ids], ids)
+
+    def _allowed(self, grammar: SamplerChain, logits: "NDArray[np.float32]") -> "NDArray[np.int64]":
+        """The tokens that the grammar allows; of many only the likeliest, where the choice looks at no others."""
+
+        def accepts(ids: "NDArray[np.int64]") -> "NDArray[np.bool_]":
+            return grammar.adjusted(np.zeros(len(ids), np.float32), ids) > -math.inf
+
+        n_tried = max(LEAST_TRIED, TRIED_TIMES * self._n_wanted)
+        if self._n_wanted and n_tried < len(logits):
+            likeliest = np.argpartition(-logits, n_tried)[:n_tried]
+            likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
+            allowed = likeliest[accepts(likeliest)]
+            if len(allowed) >= self._n_wanted:
+                return allowed[: self._n_wanted]
+        if self._prefixes is None:
+            self._prefixes = TokenPrefixes(self._vocab)
+        return self._prefixes.accepted(accepts)
+
+    def _largest(self, logits: "NDArray[np.float32]") -> int:
+        if self._bias:
+            logits = logits.copy()
+            for token, bias in self._bias.items():
+                logits[token] += bias
+        token = int(logits.argmax())
+        _require_allowed(logits[token])
+        return token
+
+    def apply(self, logits: Sequence[float]) -> dict[int, float]:
+        """The tokens that are left for a draw from these logits (n_vocab), with their probabilities."""
+        array = self._applied(logits)
+        left = [array.data[i] for i in range(array.size)]
+        peak = max(token.logit for token in left)
+        weights = {int(token.id): math.exp(token.logit - peak) for token in left}
+        total = sum(weights.values())
+        return {token: weight / total for token, weight in weights.items()}
+
+    def close(self) -> None:
+        """Free the chains with their samplers."""
+        for chain in self._chains:
+            chain.close()
+
+
+def _require_allowed(logit: float) -> None:
+    if logit == -math.inf:
+        raise _no_token_left()
+
+
+def _no_token_left() -> SamplingError:
+    return SamplingError(_("No token is left: the grammar and logit_bias forbid all of them here."))

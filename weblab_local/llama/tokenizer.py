@@ -1,0 +1,143 @@
+"""Text to ids as Hugging Face does it, and ids to text that is complete at every step.
+
+llama.cpp has no NFC normalizer and GPT-NeoX's tokenizer begins with one, so text is normalized here. Special tokens
+are never parsed out of text: `<|endoftext|>` typed by a user stays text.
+"""
+
+import codecs
+import re
+import unicodedata
+from ctypes import create_string_buffer
+from itertools import groupby
+from typing import Any
+
+from weblab_local.errors import PromptError, PromptTooLong
+from weblab_local.i18n import _
+
+MOST_MARKS = 2000
+"""Combining marks in a row. Unicode's stream-safe format has 30."""
+
+PIECE = 4096
+"""Characters that llama.cpp gets at a time, and those up to the next place where the text may be cut. Its time grows
+with the square of the added tokens in what it gets."""
+
+
+class Tokenizer:
+    """Ids of a text and bytes of an id, by a vocabulary of llama.cpp's. For any thread, until the model is freed."""
+
+    def __init__(self, vocab: Any) -> None:
+        """Read the vocabulary of llama.cpp's `llama_vocab` pointer."""
+        from llama_cpp import llama_cpp
+
+        self._vocab = vocab
+        n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
+        self.pieces = tuple(piece(vocab, token) for token in range(n_vocab))
+        """The bytes that each token stands for; none for a special token."""
+        self._most_bytes = max(map(len, self.pieces), default=0)
+        added = [
+            self.pieces[token].decode(errors="replace")
+            for token in range(n_vocab)
+            if llama_cpp.llama_vocab_get_attr(vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+        ]
+        runs = [len(text) for text in added if text and not text.strip(" ")]
+        self._longest_run = max(runs, default=0)
+        self._cut = _places_to_cut(min(runs, default=0)) if _can_be_cut(added) else None
+
+    def encode(self, text: str, limit: int | None = None) -> list[int]:
+        """Return the token ids of `text`, as `AutoTokenizer(...)(text, add_special_tokens=False)` gives them.
+
+        With `limit`, raises PromptTooLong as soon as there are more and text is left, which then costs no time. Raises
+        PromptError for lone surrogates, which no UTF-8 can hold, and for thousands of combining marks on one letter.
+        """
+        _require_few_marks(text)
+        text = unicodedata.normalize("NFC", text)
+        try:
+            n_bytes = len(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                _("The text holds half of a surrogate pair at position {position}.").format(position=error.start),
+                _("It was decoded wrongly somewhere: read it as UTF-8."),
+            ) from None
+        ids: list[int] = []
+        start = 0
+        while start < len(text):
+            if limit is not None and (len(ids) > limit or n_bytes > limit * self._most_bytes):
+                raise PromptTooLong(_("The text has more than {n} tokens.").format(n=limit), _("Shorten it."))
+            stop = self._next_cut(text, start)
+            ids += self._encode_piece(text[start:stop].encode("utf-8"))
+            start = stop
+        return ids
+
+    def _next_cut(self, text: str, start: int) -> int:
+        """Where a piece that begins at `start` may end: what comes after has the same ids with and without it."""
+        if self._cut is None or len(text) - start <= PIECE:
+            return len(text)
+        end = start + PIECE
+        spaces = PIECE - len(text[start:end].rstrip(" "))
+        if 0 < self._longest_run <= spaces:  # runs become the longest token, again and again, from their beginning on
+            return end - spaces % self._longest_run
+        found = self._cut.search(text, end)
+        return found.start() if found else len(text)
+
+    def _encode_piece(self, data: bytes) -> list[int]:
+        from llama_cpp import llama_cpp
+
+        ids = (llama_cpp.llama_token * (len(data) + 1))()
+        n_ids = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, False)
+        return list(ids[:n_ids])
+
+
+def _can_be_cut(added: list[str]) -> bool:
+    """Whether each of the added tokens is a run of spaces, as GPT-NeoX's, or has no whitespace that could be cut at."""
+    return all(not text.strip(" ") or not re.search(r"\s", text) for text in added)
+
+
+def _places_to_cut(shortest_run: int) -> re.Pattern[str]:
+    """Return what matches where a text may be cut, `shortest_run` being the least spaces that are a token (0: none).
+
+    GPT-2's split ends whatever it matched between something and the whitespace after it. Added tokens are taken out of
+    the text before it is split, so that a run of spaces long enough begins anew, even after a line break.
+    """
+    after_something = r"(?<=\S)(?=[ \n\r\t\u3000])"
+    return re.compile(after_something + (f"|(?<! )(?= {{{shortest_run}}})" if shortest_run else ""))
+
+
+def _require_few_marks(text: str) -> None:
+    """Raise PromptError where NFC, whose time grows with the square of such a run, would take minutes."""
+    if len(text) <= MOST_MARKS or text.isascii():
+        return
+    for is_marks, run in groupby(text, lambda character: unicodedata.combining(character) > 0):
+        if is_marks and sum(1 for _character in run) > MOST_MARKS:
+            raise PromptError(_("The text has a letter with more than {n} combining marks.").format(n=MOST_MARKS))
+
+
+def piece(vocab: Any, token: int) -> bytes:
+    """The bytes that `token` stands for, however many; none for a special token."""
+    from llama_cpp import llama_cpp
+
+    buffer = create_string_buffer(64)
+    n_bytes = llama_cpp.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, False)
+    if n_bytes < 0:
+        buffer = create_string_buffer(-n_bytes)
+        n_bytes = llama_cpp.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, False)
+    return buffer.raw[:n_bytes]
+
+
+class TextStream:
+    """Bytes of tokens to text, a chunk at a time, never half a character."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, data: bytes) -> str:
+        """The characters that `data` completes, possibly none."""
+        return self._decoder.decode(data)
+
+    @property
+    def ends_whole(self) -> bool:
+        """Whether no character is half there."""
+        return not self._decoder.getstate()[0]
+
+    def finish(self) -> str:
+        """What is left: one U+FFFD if the text ends inside a character, else nothing."""
+        return self._decoder.decode(b"", final=True)
