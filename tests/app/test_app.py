@@ -16,11 +16,15 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from convert.app.__main__ import freeze
 from convert.demo.corpus import read_corpus
 from convert.install import Build, Pip, compiled
 from convert.wheel import for_others
+from tests.app.double_click import FOLDER, double_clicked
+from tests.examples import desktop
+from tests.server.page.browser import CHROMIUM
 from tests.support.conversions import ROOT
 
 ANSWERS = {pair.instruction: pair.response for pair in read_corpus() if pair.context is None}
@@ -34,9 +38,8 @@ OLD_PROCESSORS = {"Nehalem": "sse42", "Haswell": "haswell", "max": "haswell"}
 @pytest.fixture(scope="session")
 def folder() -> Path:
     """The app's folder."""
-    folder = ROOT / "dist" / "weblab-local"
-    assert folder.is_dir(), "make test-app builds it first"
-    return folder
+    assert FOLDER.is_dir(), "make test-app builds it first"
+    return FOLDER
 
 
 def run(program: Path, arguments: Sequence[str], home: Path, *before: str) -> subprocess.CompletedProcess[str]:
@@ -120,8 +123,19 @@ def test_it_holds_nothing_of_what_only_converting_needs(folder: Path) -> None:
     assert parts.isdisjoint({"torch", "transformers", "huggingface_hub", "tokenizers", "numba", "gguf", "lm_eval"})
 
 
-def test_double_clicked_it_is_the_app(folder: Path, tmp_path: Path) -> None:
-    """Without arguments and without a terminal. It says where its page is; what it does there, other tests say."""
+def test_double_clicked_it_opens_the_page_and_answers(tmp_path: Path) -> None:
+    """In a folder with a space and Japanese in its name."""
+    if (missing := desktop.missing()) or CHROMIUM is None:
+        pytest.skip(f"no display or no browser: {missing or 'chromium'}")
+    with sync_playwright() as playwright, double_clicked(tmp_path, playwright) as app:
+        app.chat.page.get_by_role("button", name="デモモデルを試す").click()
+        assert app.chat.ask(CAPITAL) == ANSWERS[CAPITAL]
+        assert app.chat.complaints == []
+        assert app.process.poll() is None
+
+
+def test_without_a_display_it_says_where_its_page_is(folder: Path, tmp_path: Path) -> None:
+    """Without arguments and without a terminal, as `test_double_clicked_it_opens_the_page_and_answers` has one."""
     with subprocess.Popen(
         [folder / "weblab-local"],
         env={"PATH": "/nowhere", "HOME": str(tmp_path), "LANG": "C.UTF-8"},

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from weblab_local.machine.devices import list_devices
-from weblab_local.machine.plan import offload_targets
+from weblab_local.machine.offload import offload_targets
 from weblab_local.models.loading import load
 from weblab_local.models.store import demo_model
 

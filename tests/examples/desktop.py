@@ -28,15 +28,15 @@ def missing() -> str:
 
 
 @contextmanager
-def display(folder: Path) -> Iterator[Mapping[str, str]]:
-    """A display that nobody sees, and the environment to reach it.
+def display(folder: Path, size: tuple[int, int] = (800, 600)) -> Iterator[Mapping[str, str]]:
+    """A display of `size` pixels that nobody sees, and the environment to reach it.
 
     Access is by a key, not by host name: Tk's `send` wants it so.
     """
     key_file = folder / "Xauthority"
     key_file.write_bytes(_key_for_any_display())
     read, write = os.pipe()
-    options = ("-screen", "0", "800x600x24", "-nolisten", "tcp", "-noreset")
+    options = ("-screen", "0", f"{size[0]}x{size[1]}x24", "-nolisten", "tcp", "-noreset")
     with subprocess.Popen(
         ["Xvfb", "-displayfd", str(write), "-auth", str(key_file), *options],
         pass_fds=[write],

@@ -14,7 +14,7 @@ from weblab_local import Completion, SamplingParams, load
 from weblab_local.diagnosis.device_run import UNKNOWN, distributions
 from weblab_local.engine.engine import Engine
 from weblab_local.machine.devices import Device, list_devices
-from weblab_local.machine.plan import offload_targets
+from weblab_local.machine.offload import offload_targets
 from weblab_local.machine.rpc import register
 
 LAYERS = 5

@@ -19,7 +19,8 @@ from weblab_local.llama import ggml
 from weblab_local.llama.ggml import POINTER, SIZE
 from weblab_local.llama.gguf_header import read_header
 from weblab_local.machine.devices import Device
-from weblab_local.machine.plan import MARGIN, make_plan
+from weblab_local.machine.offload import MARGIN
+from weblab_local.machine.plan import make_plan
 from weblab_local.models import loading
 from weblab_local.models.store import demo_model
 

@@ -16,12 +16,13 @@ from weblab_local.engine.generation import AsyncGeneration, Chunk, Completion, G
 from weblab_local.engine.options import PromptOptions, spells_out_options, with_defaults
 from weblab_local.engine.prompt_ids import PromptIds
 from weblab_local.engine.sampling import SamplingParams
+from weblab_local.engine.settings import require_settings
 from weblab_local.engine.stopping import TURN_STOPS
 from weblab_local.engine.uncopyable import Uncopyable
 from weblab_local.engine.users import closed_error
 from weblab_local.errors import SamplingError, WeblabError
 from weblab_local.i18n import _, n_
-from weblab_local.llama.kv_types import KvType, require_kv_type
+from weblab_local.llama.kv_types import KvType
 
 if TYPE_CHECKING:
     from weblab_local.chat.session import ChatSession
@@ -72,20 +73,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
 
         Raises ModelFileError for a file that is no GPT-NeoX or damaged, WeblabError for settings that cannot be.
         """
-        if n_parallel < 1 or n_ctx < 1:
-            raise WeblabError(
-                _("n_ctx and n_parallel have to be at least 1, and are {n_ctx} and {n_parallel}.").format(
-                    n_ctx=n_ctx, n_parallel=n_parallel
-                )
-            )
-        if n_threads is not None and n_threads < 1:
-            raise WeblabError(_("n_threads has to be at least 1, and is {n_threads}.").format(n_threads=n_threads))
-        require_kv_type(kv_type)
-        if kv_type != "f16" and flash_attention is False:
-            raise WeblabError(
-                _("A KV cache of type {kv_type} needs flash attention.").format(kv_type=kv_type),
-                _("Leave flash_attention out."),
-            )
+        require_settings(n_ctx, n_parallel, n_threads, kv_type, flash_attention)
         from weblab_local.engine.scheduler import Scheduler
         from weblab_local.llama.context import Context, Model
         from weblab_local.llama.gguf_header import read_header

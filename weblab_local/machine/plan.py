@@ -29,16 +29,10 @@ from weblab_local.machine.footprint import (
     rotation_bytes,
     rounded,
 )
+from weblab_local.machine.offload import offload_targets, split_layers, usable_bytes
 from weblab_local.machine.placement import Placement
 from weblab_local.machine.tensor_limit import require_room_for_keys
 from weblab_local.sizes import memory_share
-
-MARGIN = 512 * 2**20
-"""Bytes of a device's free memory that an automatic plan leaves alone: what llama.cpp's backends take for themselves
-(CUDA keeps a dequantized weight, 190 MB in the 10B), and what other programs may want."""
-
-RPC_SHARE = 0.8
-"""A worker that offers its CPU reports all of its memory as free (ggml-cpu.cpp); so much of it is taken for free."""
 
 BITS = {"Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.82, "Q4_K_M": 5.12, "Q4_K_S": 4.61, "IQ4_XS": 4.35, "Q3_K_M": 4.22}
 """Bits per weight of the mixtures in the 10B, for advice."""
@@ -177,7 +171,7 @@ def make_plan(
     larger: Plan | None = None
     most: Plan | None = None
     for count in counts:
-        plan = _plan(wanted, targets, _split(count, limits.usable))
+        plan = _plan(wanted, targets, split_layers(count, limits.usable))
         if limits.hold(plan):
             return replace(plan, reasons=tuple(_reasons(plan, limits, larger)))
         if not limits.overfull(plan):
@@ -199,33 +193,6 @@ def _with_room_for_keys(wanted: _Wanted, targets: Sequence[Device], *, required:
             )
     size = keys_bytes(wanted.shape, wanted.kv_type, wanted.n_ctx)
     return [device for device in targets if device.largest_tensor >= size]
-
-
-def offload_targets(devices: Sequence[Device]) -> list[Device]:
-    """Devices that layers can go to, in llama.cpp's order: workers, GPUs, and integrated ones if there is no other."""
-    workers = [device for device in devices if device.kind == "rpc"]
-    gpus = [device for device in devices if device.kind == "gpu"]
-    return workers + (gpus or [device for device in devices if device.kind == "igpu"])
-
-
-def usable_bytes(device: Device) -> int:
-    """What an automatic plan may take of a device's free memory."""
-    if device.kind == "rpc" and device.free == device.total:
-        return int(device.free * RPC_SHARE)
-    return max(0, device.free - MARGIN)
-
-
-def _split(count: int, usable: Sequence[int]) -> list[int]:
-    """`count` layers over devices in proportion to what they can take; the largest remainders get the rest."""
-    if not usable:
-        return []
-    sizes = usable if sum(usable) else [1] * len(usable)
-    exact = [count * size / sum(sizes) for size in sizes]
-    layers = [int(share) for share in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: exact[i] - layers[i], reverse=True)
-    for index in by_remainder[: count - sum(layers)]:
-        layers[index] += 1
-    return layers
 
 
 def _plan(wanted: _Wanted, targets: Sequence[Device], split: Sequence[int]) -> Plan:
