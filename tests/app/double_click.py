@@ -1,4 +1,4 @@
-"""The app's folder, copied where a person keeps it, double-clicked on a display of its own with a real Chromium as the browser.
+"""The app's folder, copied to where a person keeps it, and double-clicked, with a display and a real Chromium.
 
 `python -m tests.app.double_click` takes the guide's picture anew; `make app` builds the folder first.
 """
@@ -79,7 +79,8 @@ def _browser(home: Path, profile: Path) -> Path:
     geometry = ("--window-position=0,0", f"--window-size={SIZE[0]},{SIZE[1]}")
     program = home / "browser"
     command = shlex.join([CHROMIUM, *options, *geometry])
-    program.write_text(f'#!/bin/sh\nPATH={shlex.quote(os.environ["PATH"])}\nexport PATH LANGUAGE=ja\n{command} "$@" &\n')
+    path = shlex.quote(os.environ["PATH"])
+    program.write_text(f'#!/bin/sh\nPATH={path}\nexport PATH LANGUAGE=ja\n{command} "$@" &\n')
     program.chmod(0o755)
     return program
 
@@ -88,12 +89,15 @@ def main() -> None:
     """Ask it something in Japanese, and keep what its display looks like then."""
     from PIL import ImageGrab
 
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        with double_clicked(Path(folder), playwright) as app:
-            app.chat.page.get_by_role("button", name="デモモデルを試す").click()
-            app.chat.ask("大規模言語モデルについて説明してください。")
-            os.environ |= app.screen
-            ImageGrab.grab(xdisplay=app.screen["DISPLAY"]).save(PICTURE, optimize=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        sync_playwright() as playwright,
+        double_clicked(Path(folder), playwright) as app,
+    ):
+        app.chat.page.get_by_role("button", name="デモモデルを試す").click()
+        app.chat.ask("大規模言語モデルについて説明してください。")
+        os.environ |= app.screen
+        ImageGrab.grab(xdisplay=app.screen["DISPLAY"]).save(PICTURE, optimize=True)
     print(f"{PICTURE}: {PICTURE.stat().st_size / 1000:.0f} kB")
 
 

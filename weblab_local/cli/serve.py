@@ -72,6 +72,9 @@ class ServerOptions:
             "--sidecar", help="For apps that start the server: print address and key as JSON, and end with the app."
         ),
     ] = False
+    read_ahead: Annotated[
+        bool, typer.Option("--read-ahead/--no-read-ahead", help="Read what is typed on the page while it is typed.")
+    ] = True
     log: Annotated[bool, typer.Option("--log", help="Print a line on stderr for every request, without its text.")] = (
         False
     )
@@ -106,6 +109,7 @@ def run(options: ServerOptions, load: "Callable[[], Engine]") -> None:
         allowed_hosts=options.allowed_host or (),
         queue=options.queue,
         timeout=options.timeout,
+        read_ahead=options.read_ahead,
     )
     if options.log:
         _log_to_stderr()

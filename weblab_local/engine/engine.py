@@ -20,7 +20,7 @@ from weblab_local.engine.settings import require_settings
 from weblab_local.engine.stopping import TURN_STOPS
 from weblab_local.engine.uncopyable import Uncopyable
 from weblab_local.engine.users import closed_error
-from weblab_local.errors import SamplingError, WeblabError
+from weblab_local.errors import SamplingError
 from weblab_local.i18n import _, n_
 from weblab_local.llama.kv_types import KvType
 

@@ -23,6 +23,7 @@ from weblab_local.server.connection import EventStream, while_connected
 from weblab_local.server.desktop.routes import Desktop, desktop_routes
 from weblab_local.server.errors import ErrorResponse, api_error, validation_error
 from weblab_local.server.guard import CLIENT_LEFT, Guard
+from weblab_local.server.reading_ahead import ReadAheadRequest
 from weblab_local.server.request_bodies import ChatCompletionRequest, CompletionRequest
 from weblab_local.server.response_bodies import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
 from weblab_local.server.state import ServerState
@@ -38,6 +39,7 @@ CurrentState = Callable[[], ServerState]
 def create_app(engine: Engine, config: ServerConfig) -> ASGIApp:
     """The server as an ASGI app. The engine stays the caller's, to be closed after the app has ended."""
     state = ServerState(engine, config)
+    state.reading_ahead.begin()
     app = _with_routes(lambda: state, config, str(attribution(engine.metadata)))
     add_page(app)
     return _guarded(app, config)
@@ -113,6 +115,11 @@ def _api(current: CurrentState) -> APIRouter:
         run = await while_connected(request.receive, TextCompletionRun.prepare(current(), body))
         return await _answer(run, body.stream, request.receive)
 
+    @router.post("/read_ahead", status_code=204)
+    async def read_ahead(body: ReadAheadRequest) -> None:
+        """Compute what is typed while nobody asks anything. For a page; what comes of it is a sooner answer."""
+        current().reading_ahead.take(body)
+
     @router.get("/models")
     def models() -> ModelList:
         """The model that is loaded, with its licence."""
@@ -146,6 +153,7 @@ def _card(state: ServerState) -> ModelCard:
         context_length=engine.longest_sequence,
         max_parallel=engine.n_parallel,
         instruction_tuned=engine.has_template,
+        reads_ahead=state.reading_ahead.enabled,
         license=found.licence,
         attribution=str(found),
     )

@@ -22,6 +22,7 @@ class ServerConfig:
     queue           requests that may wait; more are told to come later
     max_body        bytes of a request's body
     timeout         seconds to compute an answer, which then ends where it is; a request waits as long for its turn
+    read_ahead      compute what is typed on the page, and what every conversation begins with, while nobody asks
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +33,7 @@ class ServerConfig:
     queue: int = 16
     max_body: int = 1 << 20
     timeout: float = 600.0
+    read_ahead: bool = True
 
     def __post_init__(self) -> None:
         if not self.api_keys and not is_loopback(self.host):

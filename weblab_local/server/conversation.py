@@ -10,6 +10,7 @@ from weblab_local.chat.session import ChatSession, Turn
 from weblab_local.engine.engine import Engine
 from weblab_local.engine.generation import Completion
 from weblab_local.engine.prompt import INSTRUCTION, RESPONSE
+from weblab_local.engine.sampling import SamplingParams
 from weblab_local.errors import PromptTooLong
 from weblab_local.i18n import _
 from weblab_local.server.errors import ApiError
@@ -60,8 +61,8 @@ class Conversation:
         pairs = zip(texts[:-1:2], texts[1::2], strict=True)
         self.instruction = texts[-1][1]
         turns = self._turns([(instruction, answer) for (_user, instruction), (_assistant, answer) in pairs], engine)
-        self._session = ChatSession(engine, system, turns=turns)
         self.max_tokens = max_tokens or DEFAULT_MAX_TOKENS
+        self._session = ChatSession(engine, system, SamplingParams(max_tokens=self.max_tokens), turns)
         self.prompt_ids, dropped = self._session.fit(self.instruction, self.max_tokens)
         n_dropped_turns = 2 * len(dropped)
         kept_texts = len(texts) - n_dropped_turns
@@ -85,6 +86,10 @@ class Conversation:
             room -= len(ids)
             turns.append(Turn(instruction, answer, ids))
         return turns[::-1]
+
+    def read_ahead(self, *, finished: bool) -> None:
+        """Let the engine read it; see `ChatSession.read_ahead`."""
+        self._session.read_ahead(self.instruction, finished=finished)
 
     def remember(self, completion: Completion) -> None:
         """Keep the ids of an answer, for the requests that send it back."""

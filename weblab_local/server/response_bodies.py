@@ -136,6 +136,7 @@ class ModelCard(BaseModel):
     context_length: int
     max_parallel: int
     instruction_tuned: bool
+    reads_ahead: bool
     license: str
     attribution: str
 

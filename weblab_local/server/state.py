@@ -16,6 +16,7 @@ from weblab_local.server.choices import Choice, ChoiceEvent, run_choices
 from weblab_local.server.config import ServerConfig
 from weblab_local.server.conversation import GeneratedIds
 from weblab_local.server.errors import ApiError
+from weblab_local.server.reading_ahead import ReadingAhead
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class ServerState:
         self.admission = Admission(self.engine.n_parallel, self.config.queue)
         self._preparing = ThreadPoolExecutor(PREPARED_AT_ONCE, "weblab-local prepare")
         self._home = Home()
+        self.reading_ahead = ReadingAhead(self.engine, self.generated_ids, enabled=self.config.read_ahead)
 
     @property
     def model_id(self) -> str:

@@ -88,15 +88,24 @@ export class Answering extends EventTarget {
   }
 
   /**
+   * What is sent to have messages answered.
+   * @param {string} system the system message; may be empty
+   * @param {Message[]} sent
+   */
+  body(system, sent) {
+    const first = system.trim() === "" ? [] : [{ role: "system", content: system }];
+    const messages = [...first, ...sent.map(({ role, content }) => ({ role, content }))];
+    return { messages, ...this.settings.request() };
+  }
+
+  /**
    * @param {Conversation} conversation
    * @param {Run} run
    */
   async #stream(conversation, run) {
     if (this.model === null) await this.connect();
-    const system = conversation.system.trim() === "" ? [] : [{ role: "system", content: conversation.system }];
-    const messages = [...system, ...run.sent.map(({ role, content }) => ({ role, content }))];
     let saved = Date.now();
-    for await (const chunk of streamAnswer({ messages, ...this.settings.request() }, run.controller.signal)) {
+    for await (const chunk of streamAnswer(this.body(conversation.system, run.sent), run.controller.signal)) {
       if (run.controller.signal.aborted) throw run.controller.signal.reason;
       this.#take(conversation, run, chunk);
       this.#tell("progress", conversation);

@@ -13,6 +13,7 @@ import { setLanguage, t, translatePage } from "./i18n.js";
 import { openMenu } from "./menu.js";
 import { ModelChoice } from "./model_choice.js";
 import { announce, notify } from "./notices.js";
+import { ReadingAhead } from "./reading_ahead.js";
 import { Settings } from "./settings.js";
 import { SettingsDialog } from "./settings_dialog.js";
 import { listenForShortcuts, showShortcuts } from "./shortcuts.js";
@@ -31,10 +32,11 @@ const isRunning = (/** @type {Conversation} */ conversation) => answering.runs.h
 const conversations = new Conversations(isRunning);
 answering.conversations = conversations;
 
+const readingAhead = new ReadingAhead(answering);
 const settingsDialog = new SettingsDialog(settings);
 const sidebar = new Sidebar({ open, menu: conversationMenu });
 const thread = new Thread({ edit, regenerate, openSettings: () => settingsDialog.open(), enterKey, chooseModel });
-const composer = new Composer({ send, stop: () => answering.stop(current), editLast: () => thread.editLast() });
+const composer = new Composer({ send, stop: () => answering.stop(current), editLast: () => thread.editLast(), changed });
 
 const choice = new ModelChoice({ changed: connect });
 
@@ -57,6 +59,15 @@ function open(conversation) {
   sidebar.closeDrawer();
   show();
   if (!isTouchOnly()) composer.area.focus();
+}
+
+/**
+ * Something else is in the field, or to be asked: have it read.
+ * @param {string} text
+ * @param {boolean} isComposing
+ */
+function changed(text, isComposing) {
+  readingAhead.changed(current, text, isComposing);
 }
 
 /**
@@ -245,14 +256,21 @@ function speak() {
   show();
 }
 
-answering.addEventListener("start", show);
-answering.addEventListener("end", show);
+answering.addEventListener("start", () => {
+  readingAhead.stop();
+  show();
+});
+answering.addEventListener("end", (event) => {
+  show();
+  if (/** @type {CustomEvent} */ (event).detail === current) composer.tell();
+});
 answering.addEventListener("progress", (event) => {
   if (/** @type {CustomEvent} */ (event).detail === current) thread.grow();
 });
 answering.addEventListener("model", () => {
   trouble = null;
   show();
+  composer.tell();
 });
 conversations.addEventListener("change", () => {
   const isGone = current.messages.length > 0 && !isRunning(current) && !conversations.all.has(current.id);
