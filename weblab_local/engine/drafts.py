@@ -26,6 +26,9 @@ Part = tuple[RunningRequest, Sequence[int]]
 MOST_GENERATING = 3
 """Requests that may generate beside each other while drafts are made: with more their own tokens fill the batch."""
 
+LEAST_ODDS = 0.1
+"""What is less probable than this to be kept is no part of a draft, whatever it costs."""
+
 REMEMBERED = 16384
 """Tokens of earlier answers that are kept, at least; twice as many at most."""
 
@@ -46,6 +49,26 @@ class Lookup:
     def __init__(self) -> None:
         self.index = SuffixIndex()
         self.guess = Guess(0, ())
+        self.acceptance = Acceptance()
+        """How far to trust a guess is this text's own: what quotes and what is free are different."""
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Add what the text has got, and compare it with what was guessed, whether that was computed or not."""
+        for n, (guessed, chosen) in enumerate(zip(self.guess.tokens, tokens, strict=False), self.guess.length):
+            self.acceptance.note(n, guessed == chosen)
+            if guessed != chosen:
+                break
+        self.index.extend(tokens)
+
+    def odds(self) -> list[float]:
+        """Return the probability of each guessed token that it and those before it come true."""
+        odds, probability = [], 1.0
+        for length in range(self.guess.length, self.guess.length + len(self.guess.tokens)):
+            probability *= self.acceptance.of(length)
+            if probability < LEAST_ODDS:
+                break
+            odds.append(probability)
+        return odds
 
 
 class Drafts:
@@ -55,7 +78,6 @@ class Drafts:
         """`wanted`: for all requests, for none, or (None) for those that draw without a seed."""
         self.costs = BatchCosts()
         self._wanted = wanted
-        self._acceptance = Acceptance()
         self._earlier = [SuffixIndex(), SuffixIndex()]
         """Answers that have ended: the index that grows, and the one that grew before."""
         self._lookups: WeakKeyDictionary[RunningRequest, Lookup] = WeakKeyDictionary()
@@ -69,49 +91,32 @@ class Drafts:
         """Return the parts of a step in which all requests generate, with drafts of at most `n_free` tokens in all."""
         if len(parts) > MOST_GENERATING:
             return list(parts)
-        guesses = [self._guess(running) for running, _ in parts]
+        lookups = [self._lookup(running) for running, _ in parts]
         odds = sorted(
-            ((odd, number) for number, guess in enumerate(guesses) for odd in self._odds(guess)),
+            ((odd, number) for number, lookup in enumerate(lookups) if lookup is not None for odd in lookup.odds()),
             key=lambda pair: -pair[0],  # those of one request stay in their order
         )
         n_drafted = self.costs.best_length(len(parts), [odd for odd, _ in odds[:n_free]])
         lengths = Counter(number for _, number in odds[:n_drafted])
         return [
-            (running, (*tokens, *guess.tokens[: lengths[number]]))
-            for number, ((running, tokens), guess) in enumerate(zip(parts, guesses, strict=True))
+            (running, tokens if lookup is None else (*tokens, *lookup.guess.tokens[: lengths[number]]))
+            for number, ((running, tokens), lookup) in enumerate(zip(parts, lookups, strict=True))
         ]
 
-    def _guess(self, running: RunningRequest) -> Guess:
+    def _lookup(self, running: RunningRequest) -> Lookup | None:
+        """The request's text with a guess for its next tokens, where it is to have drafts."""
         if not self._wanted_for(running.request.params):
-            return Guess(0, ())
+            return None
         lookup = self._lookups.setdefault(running, Lookup())
-        own = lookup.index
-        self._read(lookup, [*running.sequence.tokens[len(own.tokens) :], *running.pending])
-        length, tokens = 0, []
-        for index in (own, *self._earlier):
-            match = index.match(own.tokens)
-            if match is not None and match.length > length:
-                length, tokens = match.length, index.following(match.place, min(MOST_TOKENS, running.n_left) - 1)
-        if END in tokens:
-            del tokens[tokens.index(END) :]
-        lookup.guess = Guess(length, tokens)
-        return lookup.guess
-
-    def _read(self, lookup: Lookup, tokens: Sequence[int]) -> None:
-        """Add what the request's text has got since, and compare it with what was guessed."""
-        for n, (guessed, chosen) in enumerate(zip(lookup.guess.tokens, tokens, strict=False), lookup.guess.length):
-            self._acceptance.note(n, guessed == chosen)
-            if guessed != chosen:
-                break
-        lookup.index.extend(tokens)
-
-    def _odds(self, guess: Guess) -> list[float]:
-        """The probability of each guessed token that it and those before it come true."""
-        odds, probability = [], 1.0
-        for length in range(guess.length, guess.length + len(guess.tokens)):
-            probability *= self._acceptance.of(length)
-            odds.append(probability)
-        return odds
+        text = lookup.index.tokens
+        lookup.read([*running.sequence.tokens[len(text) :], *running.pending])
+        lookup.guess = Guess(0, ())
+        for index in (lookup.index, *self._earlier):
+            match = index.match(text)
+            if match is not None and match.length > lookup.guess.length:
+                tokens = index.following(match.place, min(MOST_TOKENS, running.n_left) - 1)
+                lookup.guess = Guess(match.length, tokens[: tokens.index(END)] if END in tokens else tokens)
+        return lookup
 
     def remember(self, running: RunningRequest) -> None:
         """Keep the answer of a request that ends, which still has its sequence, for the guesses of later ones."""
