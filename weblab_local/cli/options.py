@@ -90,6 +90,14 @@ class RuntimeOptions:
             help="Data type of the KV cache; q8_0 and q4_0 take less memory.", show_default="saved by bench, else f16"
         ),
     ] = None
+    drafts: Annotated[
+        bool | None,
+        typer.Option(
+            "--drafts/--no-drafts",
+            help="Guess tokens from the text so far and check several at once: for all answers, or for none.",
+            show_default="for answers drawn without a seed",
+        ),
+    ] = None
     rpc: Annotated[
         str,
         typer.Option(

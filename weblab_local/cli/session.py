@@ -55,6 +55,7 @@ def open_model(model: str | None, runtime: RuntimeOptions, *, n_ctx: int | None,
             n_gpu_layers=gpu_layers(runtime.n_gpu_layers),
             n_threads=runtime.threads,
             kv_type=runtime.kv_type,
+            drafts=runtime.drafts,
             rpc=tuple(filter(None, runtime.rpc.split(","))),
             on_progress=on_progress,
         )

@@ -54,6 +54,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         kv_type: KvType = "f16",
         flash_attention: bool | None = None,
         repack: bool = True,
+        drafts: bool | None = None,
         devices: Sequence[int] | None = None,
         tensor_split: Sequence[float] = (),
         on_progress: Callable[[float], None] | None = None,
@@ -67,6 +68,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         kv_type           type of the KV cache; q8_0 and q4_0 need flash attention
         flash_attention   None: wherever llama.cpp allows it
         repack            let llama.cpp rearrange weights for this processor while loading
+        drafts            guess tokens ahead and check them together; None: in answers that are drawn without a seed
         devices           ggml devices to offload to; None: llama.cpp's own choice
         tensor_split      proportions of the offloaded layers on them; (): by their free memory
         on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
@@ -74,6 +76,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         Raises ModelFileError for a file that is no GPT-NeoX or damaged, WeblabError for settings that cannot be.
         """
         require_settings(n_ctx, n_parallel, n_threads, kv_type, flash_attention)
+        from weblab_local.engine.drafts import Drafts
         from weblab_local.engine.scheduler import Scheduler
         from weblab_local.llama.context import Context, Model
         from weblab_local.llama.gguf_header import read_header
@@ -126,6 +129,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
             n_parallel=n_parallel,
             n_batch=n_batch,
             can_abort=not n_gpu_layers,  # llama.cpp's abort callback is the CPU's and Metal's
+            drafts=Drafts(drafts),
         )
         self._finalizer = weakref.finalize(self, self._scheduler.abandon)
         self._finalizer.atexit = False  # the scheduler sees to the end of the program itself

@@ -73,6 +73,7 @@ def load(
     kv_type: KvType | None = None,
     flash_attention: bool | None = None,
     repack: bool | None = None,
+    drafts: bool | None = None,
     rpc: Sequence[str] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> Engine:
@@ -112,6 +113,7 @@ def load(
         replace(choice, kv_type=kv_type),
         n_ctx=n_ctx,
         n_parallel=n_parallel,
+        drafts=drafts,
         on_progress=on_progress,
     )
     engine.warnings = [
@@ -131,6 +133,7 @@ def load_planned(
     *,
     n_ctx: int,
     n_parallel: int = 1,
+    drafts: bool | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Engine:
     """Load the GGUF at `path` as `plan` planned it with the same settings, and read back what llama.cpp did.
@@ -148,6 +151,7 @@ def load_planned(
             kv_type=choice.kv_type,
             flash_attention=choice.flash_attention,
             repack=choice.repack,
+            drafts=drafts,
             devices=[device.handle for device in planned.devices],
             tensor_split=planned.tensor_split,
             on_progress=on_progress,

@@ -32,12 +32,15 @@ class Extension(BaseModel):
 
     dropped_messages    the oldest messages that no longer fit the context; the system message is never dropped
     preempted           how often the answer had to give its room up to older ones, and went on later
+    drafted_tokens      tokens that were guessed and computed with others; `accepted_tokens` of them are in the answer
     timed_out           the answer ended because the server's time for one was up; `finish_reason` is then "length"
     speeds              tokens per second; `time_to_first_token` is in seconds, the waiting included
     """
 
     dropped_messages: int
     preempted: int
+    drafted_tokens: int
+    accepted_tokens: int
     timed_out: bool
     prompt_speed: float
     generation_speed: float
@@ -176,6 +179,8 @@ def extension_of(stats: Stats, dropped_messages: int, timed_out: bool) -> Extens
     return Extension(
         dropped_messages=dropped_messages,
         preempted=stats.preempted,
+        drafted_tokens=stats.drafted_tokens,
+        accepted_tokens=stats.accepted_tokens,
         timed_out=timed_out,
         prompt_speed=stats.prompt_speed,
         generation_speed=stats.generation_speed,
