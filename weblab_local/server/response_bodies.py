@@ -33,12 +33,14 @@ class Extension(BaseModel):
     dropped_messages    the oldest messages that no longer fit the context; the system message is never dropped
     preempted           how often the answer had to give its room up to older ones, and went on later
     timed_out           the answer ended because the server's time for one was up; `finish_reason` is then "length"
+    ignored             fields of the request that the answer does not depend on, each once, positions in lists left out
     speeds              tokens per second; `time_to_first_token` is in seconds, the waiting included
     """
 
     dropped_messages: int
     preempted: int
     timed_out: bool
+    ignored: list[str]
     prompt_speed: float
     generation_speed: float
     time_to_first_token: float
@@ -141,7 +143,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The one model that is loaded."""
+    """The one model that is loaded, once under each of its names."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -170,12 +172,13 @@ def usage_of(prompts: Sequence[Stats], answers: Sequence[Stats]) -> Usage:
     )
 
 
-def extension_of(stats: Stats, dropped_messages: int, timed_out: bool) -> Extension:
+def extension_of(stats: Stats, *, timed_out: bool, ignored: Sequence[str], dropped_messages: int = 0) -> Extension:
     """What goes beyond OpenAI, of one answer."""
     return Extension(
         dropped_messages=dropped_messages,
         preempted=stats.preempted,
         timed_out=timed_out,
+        ignored=list(ignored),
         prompt_speed=stats.prompt_speed,
         generation_speed=stats.generation_speed,
         time_to_first_token=stats.time_to_first_token,
