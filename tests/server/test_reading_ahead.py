@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_let_be(engine: Engine, asked: list[Sequence[int]])
     with serving(engine, read_ahead=True) as server, pytest.MonkeyPatch.context() as patched:
         until(lambda: asked)
         patched.setattr(engine, "tokenize", noted)
-        for messages in ([user("長い話です。" * 5000)], [{"role": "assistant", "content": "a"}, user("b")]):
+        for messages in ([user("長い話です。" * 5000)], [user("b"), {"role": "assistant", "content": "a"}]):
             assert read(server, messages) == 204
         until(lambda: any("長い話です。" in text for text in tried))
         assert cached(server, [user(CARD.instruction)])[0] > 0

@@ -66,6 +66,19 @@ class ServerOptions:
         list[str] | None,
         typer.Option(metavar=n_("NAME"), help="Another name by which clients may address this machine."),
     ] = None
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(metavar=n_("NAME"), help="Another name by which clients may ask for the model."),
+    ] = None
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Answer with the loaded model, whichever a client asks for.")
+    ] = False
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Refuse fields that are not honoured, by their name, instead of naming them in the answer."
+        ),
+    ] = False
     sidecar: Annotated[
         bool,
         typer.Option(
@@ -110,6 +123,9 @@ def run(options: ServerOptions, load: "Callable[[], Engine]") -> None:
         queue=options.queue,
         timeout=options.timeout,
         read_ahead=options.read_ahead,
+        aliases=options.alias or (),
+        any_model=options.any_model,
+        strict=options.strict,
     )
     if options.log:
         _log_to_stderr()

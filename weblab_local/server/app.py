@@ -122,15 +122,16 @@ def _api(current: CurrentState) -> APIRouter:
 
     @router.get("/models")
     def models() -> ModelList:
-        """The model that is loaded, with its licence."""
-        return ModelList(data=[_card(current())])
+        """The model that is loaded under each of its names, with its licence."""
+        state = current()
+        return ModelList(data=[_card(state, name) for name in state.names])
 
-    @router.get("/models/{model_id}")
+    @router.get("/models/{model_id:path}")
     def model(model_id: str) -> ModelCard:
-        """The same by its name."""
+        """The same by one of its names."""
         state = current()
         state.require_model(model_id)
-        return _card(state)
+        return _card(state, model_id if model_id in state.names else state.model_id)
 
     return router
 
@@ -143,11 +144,11 @@ async def _answer(run: ChatCompletionRun | TextCompletionRun, stream: bool, rece
         return await while_connected(receive, run.whole())
 
 
-def _card(state: ServerState) -> ModelCard:
+def _card(state: ServerState, name: str) -> ModelCard:
     engine = state.engine
     found = attribution(engine.metadata)
     return ModelCard(
-        id=state.model_id,
+        id=name,
         created=state.created,
         owned_by=found.authors or "unknown",
         context_length=engine.longest_sequence,

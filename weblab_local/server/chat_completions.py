@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from weblab_local.engine.generation import Completion
+from weblab_local.engine.generation import Completion, Stats
 from weblab_local.server.choices import Choice, ChoiceChunk, PrefillProgress
 from weblab_local.server.completion_run import CompletionRun
 from weblab_local.server.conversation import Conversation
@@ -14,6 +14,7 @@ from weblab_local.server.response_bodies import (
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
+    Extension,
     chat_logprobs,
     extension_of,
     finish,
@@ -28,18 +29,20 @@ class ChatCompletionRun(CompletionRun):
     ID_PREFIX = "chatcmpl"
     STREAM_OBJECT = "chat.completion.chunk"
 
-    def __init__(self, state: ServerState, body: ChatCompletionRequest, conversation: Conversation) -> None:
+    def __init__(
+        self, state: ServerState, body: ChatCompletionRequest, conversation: Conversation, ignored: Sequence[str]
+    ) -> None:
         """Raises SamplingError for parameters that cannot be."""
         choices = [
             Choice(
                 conversation.prompt_ids,
-                body.sampling_params(choice, conversation.max_tokens, body.json_schema),
+                body.sampling_params(choice, conversation.max_tokens, body.answer_schema),
                 raw=False,
                 n_logprobs=body.n_logprobs,
             )
             for choice in range(body.n)
         ]
-        super().__init__(state, choices)
+        super().__init__(state, choices, ignored)
         self._body = body
         self._conversation = conversation
 
@@ -47,9 +50,17 @@ class ChatCompletionRun(CompletionRun):
     async def prepare(cls, state: ServerState, body: ChatCompletionRequest) -> "ChatCompletionRun":
         """Tokenize the request. Raises ApiError, PromptError and SamplingError for what cannot be answered."""
         state.require_model(body.model)
+        ignored = state.ignored(body)
 
         def tokenized() -> "ChatCompletionRun":
-            return cls(state, body, Conversation(body.messages, body.most_tokens, state.engine, state.generated_ids))
+            conversation = Conversation(
+                body.messages,
+                body.most_tokens,
+                state.engine,
+                state.generated_ids,
+                continue_final_message=body.continue_final_message,
+            )
+            return cls(state, body, conversation, ignored)
 
         run, places = await state.prepare(body.n, tokenized)
         run.places = places
@@ -75,7 +86,15 @@ class ChatCompletionRun(CompletionRun):
                 for index, completion in enumerate(completions)
             ],
             usage=usage_of([completions[0].stats], [completion.stats for completion in completions]),
-            weblab=extension_of(completions[0].stats, self._conversation.dropped_messages, self._timed_out),
+            weblab=self._extension(completions[0].stats, self._timed_out),
+        )
+
+    def _extension(self, stats: Stats, timed_out: bool) -> Extension:
+        return extension_of(
+            stats,
+            timed_out=timed_out,
+            ignored=self._ignored,
+            dropped_messages=self._conversation.dropped_messages,
         )
 
     async def stream(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -106,8 +125,8 @@ class ChatCompletionRun(CompletionRun):
             objects.append(self._stream_object([_choice(choice_chunk.index, {"content": chunk.text}, logprobs)]))
         if chunk.finish_reason is not None and chunk.stats is not None:
             ended = _choice(choice_chunk.index, {}, finish_reason=finish(chunk.finish_reason))
-            extension = extension_of(chunk.stats, self._conversation.dropped_messages, choice_chunk.timed_out)
-            objects.append(self._stream_object([ended], weblab=extension.model_dump()))
+            extension = self._extension(chunk.stats, choice_chunk.timed_out).model_dump()
+            objects.append(self._stream_object([ended], weblab=extension))
         return objects
 
     def _on_completed(self, completion: Completion) -> None:

@@ -22,8 +22,10 @@ class CompletionRun:
     places: Places
     """Those of its choices, from its preparation on."""
 
-    def __init__(self, state: ServerState, choices: Sequence[Choice]) -> None:
+    def __init__(self, state: ServerState, choices: Sequence[Choice], ignored: Sequence[str]) -> None:
+        """`ignored`: the request's fields that the answer does not depend on."""
         self._state = state
+        self._ignored = ignored
         self._choices = choices
         self._chunks: list[list[Chunk]] = [[] for _ in choices]
         self._timed_out = False

@@ -26,12 +26,15 @@ class TextCompletionRun(CompletionRun):
     ID_PREFIX = "cmpl"
     STREAM_OBJECT = "text_completion"
 
-    def __init__(self, state: ServerState, body: CompletionRequest, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, state: ServerState, body: CompletionRequest, prompts: Sequence[Sequence[int]], ignored: Sequence[str]
+    ) -> None:
         """Raises SamplingError for parameters that cannot be."""
+        most_tokens = state.engine.longest_sequence if body.most_tokens is None else body.most_tokens
         choices = [
             Choice(
                 ids,
-                body.sampling_params(choice, body.max_tokens) if body.max_tokens else None,
+                body.sampling_params(choice, most_tokens) if most_tokens else None,
                 raw=True,
                 n_logprobs=body.logprobs,
                 echo=body.echo,
@@ -39,7 +42,7 @@ class TextCompletionRun(CompletionRun):
             for ids in prompts
             for choice in range(body.n)
         ]
-        super().__init__(state, choices)
+        super().__init__(state, choices, ignored)
         self._body = body
         self._firsts = [choice.prompt_ids[0] if body.echo else None for choice in choices]
         """For each choice, the prompt's first token where it is to be echoed."""
@@ -50,13 +53,13 @@ class TextCompletionRun(CompletionRun):
     async def prepare(cls, state: ServerState, body: CompletionRequest) -> "TextCompletionRun":
         """Tokenize the request. Raises ApiError, PromptError and SamplingError for what cannot be answered."""
         state.require_model(body.model)
-        n_choices = len(body.prompts) * body.n
-        run, places = await state.prepare(
-            n_choices,
-            lambda: cls(
-                state, body, [state.engine.raw_prompt(prompt, min(body.max_tokens, 1)) for prompt in body.prompts]
-            ),
-        )
+        ignored = state.ignored(body)
+        room = 0 if body.most_tokens == 0 else 1
+
+        def tokenized() -> "TextCompletionRun":
+            return cls(state, body, [state.engine.raw_prompt(prompt, room) for prompt in body.prompts], ignored)
+
+        run, places = await state.prepare(len(body.prompts) * body.n, tokenized)
         run.places = places
         return run
 
@@ -84,7 +87,7 @@ class TextCompletionRun(CompletionRun):
                 for index, completion in enumerate(completions)
             ],
             usage=usage_of(stats[:: self._body.n], stats),
-            weblab=extension_of(stats[0], 0, self._timed_out),
+            weblab=extension_of(stats[0], timed_out=self._timed_out, ignored=self._ignored),
         )
 
     async def stream(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -114,4 +117,5 @@ class TextCompletionRun(CompletionRun):
         }
         if chunk.stats is None:
             return self._stream_object([choice])
-        return self._stream_object([choice], weblab=extension_of(chunk.stats, 0, choice_chunk.timed_out).model_dump())
+        extension = extension_of(chunk.stats, timed_out=choice_chunk.timed_out, ignored=self._ignored)
+        return self._stream_object([choice], weblab=extension.model_dump())

@@ -16,24 +16,21 @@ from weblab_local.errors import WeblabError
 from weblab_local.machine.devices import on_battery
 from weblab_local.server.conversation import Conversation, GeneratedIds
 from weblab_local.server.errors import ApiError
-from weblab_local.server.request_bodies import DEFAULT_MAX_TOKENS, MOST_MESSAGES, ChatMessage
-
-NOTHING_YET = "\n"
-"""Stands for a message that is still empty; it is not read, as the end of what is typed is not."""
+from weblab_local.server.messages import MOST_MESSAGES, ChatMessage
 
 
 class ReadAheadRequest(BaseModel):
     """A conversation whose last message is being typed; so far it may be empty.
 
     finished     nothing was typed for a moment: it is probably all
-    max_tokens   of the answer that will be asked for; it decides which old messages are left out
+    max_tokens   of the answer that will be asked for, which decides what old messages are left out; None: no limit
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     finished: bool = False
-    max_tokens: Annotated[int, Field(ge=1)] = DEFAULT_MAX_TOKENS
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
 
 
 class ReadingAhead:
@@ -54,7 +51,7 @@ class ReadingAhead:
 
     def begin(self) -> None:
         """Read what every conversation begins with."""
-        self.take(ReadAheadRequest(messages=[ChatMessage(role="user", content="")]))
+        self.take(ReadAheadRequest.model_validate({"messages": [{"role": "user", "content": ""}]}))
 
     def take(self, body: ReadAheadRequest) -> None:
         """Read this ahead soon, in place of all before; return at once."""
@@ -68,10 +65,7 @@ class ReadingAhead:
             body, self._next = self._next, None
         if body is None or not self.enabled:
             return
-        *before, typed = body.messages
-        if not typed.text:
-            typed = ChatMessage(role=typed.role, content=NOTHING_YET)
         # What is no conversation yet, or does not fit, is told to whoever sends it; a closed engine reads nothing.
         with suppress(ApiError, WeblabError):
-            conversation = Conversation([*before, typed], body.max_tokens, self._engine, self._generated_ids)
+            conversation = Conversation(body.messages, body.max_tokens, self._engine, self._generated_ids)
             conversation.read_ahead(finished=body.finished)

@@ -34,6 +34,7 @@ class Extension(BaseModel):
     preempted           how often the answer had to give its room up to older ones, and went on later
     drafted_tokens      tokens that were guessed and computed with others; `accepted_tokens` of them are in the answer
     timed_out           the answer ended because the server's time for one was up; `finish_reason` is then "length"
+    ignored             fields of the request that the answer does not depend on, each once, positions in lists left out
     speeds              tokens per second; `time_to_first_token` is in seconds, the waiting included
     """
 
@@ -42,6 +43,7 @@ class Extension(BaseModel):
     drafted_tokens: int
     accepted_tokens: int
     timed_out: bool
+    ignored: list[str]
     prompt_speed: float
     generation_speed: float
     time_to_first_token: float
@@ -145,7 +147,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The one model that is loaded."""
+    """The one model that is loaded, once under each of its names."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -174,7 +176,7 @@ def usage_of(prompts: Sequence[Stats], answers: Sequence[Stats]) -> Usage:
     )
 
 
-def extension_of(stats: Stats, dropped_messages: int, timed_out: bool) -> Extension:
+def extension_of(stats: Stats, *, timed_out: bool, ignored: Sequence[str], dropped_messages: int = 0) -> Extension:
     """What goes beyond OpenAI, of one answer."""
     return Extension(
         dropped_messages=dropped_messages,
@@ -182,6 +184,7 @@ def extension_of(stats: Stats, dropped_messages: int, timed_out: bool) -> Extens
         drafted_tokens=stats.drafted_tokens,
         accepted_tokens=stats.accepted_tokens,
         timed_out=timed_out,
+        ignored=list(ignored),
         prompt_speed=stats.prompt_speed,
         generation_speed=stats.generation_speed,
         time_to_first_token=stats.time_to_first_token,

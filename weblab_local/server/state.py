@@ -1,6 +1,7 @@
 """What all requests to a server share."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,8 @@ from weblab_local.server.admission import Admission, Places
 from weblab_local.server.choices import Choice, ChoiceEvent, run_choices
 from weblab_local.server.config import ServerConfig
 from weblab_local.server.conversation import GeneratedIds
-from weblab_local.server.errors import ApiError
+from weblab_local.server.errors import ApiError, printable, unsupported_parameter
+from weblab_local.server.fields import MOST_NAMES, Body, unused_fields
 from weblab_local.server.reading_ahead import ReadingAhead
 
 T = TypeVar("T")
@@ -25,6 +27,9 @@ PREPARED_AT_ONCE = 2
 
 DEFAULT_NAME = "default"
 """Stands for the loaded model in requests, beside its own name."""
+
+_QUANTIZATION = re.compile(r"-(?:B?F\d+|I?Q\d\w*|W\d\w*)$")
+"""At the end of a file's name, how its weights are stored."""
 
 
 @dataclass
@@ -47,15 +52,35 @@ class ServerState:
         """The model's name in requests and answers."""
         return self.engine.name
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The model's name, the same without its quantization, which stays when that changes, and the aliases."""
+        stable = _QUANTIZATION.sub("", self.model_id)
+        return tuple(dict.fromkeys([self.model_id, stable, *self.config.aliases]))
+
     def require_model(self, name: str | None) -> None:
-        """Raise ApiError 404 for another model than the one that is loaded."""
-        if name not in (None, self.model_id, DEFAULT_NAME):
+        """Raise ApiError 404 for another model than the one that is loaded, unless any name is taken for it."""
+        if name not in (None, DEFAULT_NAME, *self.names) and not self.config.any_model:
             raise ApiError(
                 404,
                 _("The model loaded here is {name}. Name that one, or leave `model` out.").format(name=self.model_id),
                 code="model_not_found",
                 param="model",
             )
+
+    def ignored(self, body: Body) -> Sequence[str]:
+        """Return the fields of a request that its answer does not depend on, each once, without positions in lists.
+
+        Raises ApiError 400 for the first of them where the server is strict.
+        """
+        found: dict[str, None] = {}
+        for place in unused_fields(body):
+            if self.config.strict:
+                raise unsupported_parameter(".".join(map(str, place)))
+            found[printable(".".join(name for name in place if isinstance(name, str)))] = None
+            if len(found) == MOST_NAMES:
+                break
+        return tuple(found)
 
     async def prepare(self, n: int, work: Callable[[], T]) -> tuple[T, Places]:
         """Return what `work` makes of a request for `n` choices, and the places they have from now on.
