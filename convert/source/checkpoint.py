@@ -4,9 +4,9 @@ Two formats: `.safetensors`, preferred where both are there, and torch's zip for
 names that transformers writes, whatever wrappers they were saved under.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from convert.source.json_files import AGAIN, read_json, require_no_pointer
 from convert.source.names import canonical, is_buffer, require_merged, saved_twice
 from convert.source.other_forms import adapter_config, listing, no_weights, other_form, quantized, require_unquantized
 from convert.source.settings import read_config
-from convert.source.tensor_files import StoredTensor, read_tensors
+from convert.source.source import Adapter
+from convert.source.tensor_files import Added, StoredTensor, read_tensors
 from convert.source.tokenizer_files import TOKENIZER_FILES
 from convert.source.weight_files import left_aside, state_dicts, weight_files
 
@@ -26,11 +27,24 @@ _ALWAYS_HEARD = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat
 
 
 @dataclass(frozen=True)
+class Change:
+    """What adapters make of a tensor: another one in its place, where that is not None, and what they add."""
+
+    whole: StoredTensor | None = None
+    added: Sequence[Added] = ()
+
+    def of(self, stored: StoredTensor) -> StoredTensor:
+        """The changed tensor, which has the place of `stored` in the shard."""
+        return replace(self.whole or stored, position=stored.position, added=self.added)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A folder with config.json and shards. `weight_map`: the shard (file name) of each tensor, in the shards' order.
 
     `fetch` makes sure a shard is in the folder before it is opened and `release` lets it go again. `tokenizer` is the
-    folder of its tokenizer's files where they lie elsewhere.
+    folder of its tokenizer's files where they lie elsewhere. `changes` are what the `adapters` make of its tensors, by
+    their names: whoever opens a shard sees them merged.
     """
 
     folder: Path
@@ -39,6 +53,8 @@ class Checkpoint:
     fetch: Callable[[str], None] | None = None
     release: Callable[[str], None] | None = None
     tokenizer: Path | None = None
+    adapters: Sequence[Adapter] = ()
+    changes: Mapping[str, Change] = field(default_factory=dict)
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -64,6 +80,7 @@ class Checkpoint:
         if self.fetch is not None:
             self.fetch(shard)
         tensors = read_shard(self.folder / shard)
+        tensors |= {name: self.changes[name].of(tensors[name]) for name in tensors.keys() & self.changes.keys()}
         try:
             yield tensors
         finally:

@@ -61,7 +61,7 @@ class StoredTensor:
         """These rows as float32, with what is added to them."""
         return self.to_float32(np.asarray(self.data[rows]), rows)
 
-    def to_float32(self, data: NDArray[Any], rows: Rows) -> NDArray[np.float32]:
+    def to_float32(self, data: NDArray[Any], rows: Rows = slice(None)) -> NDArray[np.float32]:
         """`data`, which are the `rows` as stored, exactly, as float32, with what is added to them."""
         wide = self._widened(data)
         for added in self.added:

@@ -137,6 +137,10 @@ def source_record(checkpoint: Checkpoint, plan: Plan, hashes: Mapping[str, str] 
     for shard in record["shards"]:
         if hashes is not None:
             shard["sha256"] = hashes[shard["name"]]
+    if checkpoint.adapters:
+        record["adapters"] = [
+            [file_stamp(adapter.folder / name) for name in adapter.files] for adapter in checkpoint.adapters
+        ]
     record["files"] = {name: sha256(checkpoint.folder / name) for name in checkpoint.files_with_a_say}
     return record
 
