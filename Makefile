@@ -4,6 +4,7 @@ VENV    ?= .venv
 MODEL   ?= matsuo-lab/weblab-10b-instruction-sft
 QUANT   ?= Q4_K_M
 DEMO    := convert/demo/weblab-demo-instruction-sft
+ADAPTER := convert/demo/weblab-demo-adapter
 
 ifeq ($(OS),Windows_NT)
 PYTHON ?= python
@@ -24,7 +25,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  variables: BACKEND=cpu|cuda|metal|vulkan  MODEL=folder-or-hub-id  REVISION=...  QUANT=\"Q4_K_M Q8_0\""
-	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  TOKENIZER=folder"
+	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  TOKENIZER=folder  LORA=adapter=scale"
 	@echo "             HTML=file  JSON=file  TEXTS=file"
 	@echo "             V=1 shows what pip says; otherwise it is in build/install.log"
 
@@ -50,12 +51,14 @@ install: $(VENV)/pyvenv.cfg ## Install into .venv; BACKEND and PORTABLE=1 say wh
 convert: $(VENV)/.installed ## Download the model and convert it; the result goes to your data directory
 	@$(BIN)/python -m convert "$(MODEL)" --quant "$(QUANT)" $(if $(REVISION),--revision "$(REVISION)") \
 		$(if $(OUTPUT),--output "$(OUTPUT)") $(if $(IMATRIX),--imatrix "$(if $(filter 1,$(IMATRIX)),auto,$(IMATRIX))") \
-		$(if $(FORCE),--force) $(if $(LOW_DISK),--low-disk) $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)")
+		$(if $(FORCE),--force) $(if $(LOW_DISK),--low-disk) $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") \
+		$(foreach adapter,$(LORA),--lora "$(adapter)")
 
 verify: $(VENV)/.installed ## Compare what was converted with the model it was made from; FILES="..." for others
 	@$(BIN)/python -m convert.verify "$(MODEL)" $(or $(FILES),$(if $(OUTPUT),"$(OUTPUT)")) \
 		$(if $(REVISION),--revision "$(REVISION)") $(if $(HTML),--html "$(HTML)") $(if $(JSON),--json "$(JSON)") \
-		$(if $(TEXTS),--texts "$(TEXTS)") $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)")
+		$(if $(TEXTS),--texts "$(TEXTS)") $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") \
+		$(foreach adapter,$(LORA),--lora "$(adapter)")
 
 chat: $(VENV)/.installed ## Talk with the newest converted model
 	@$(BIN)/weblab-local chat
@@ -64,8 +67,10 @@ eval: $(VENV)/.installed-eval ## The model card's benchmark on the newest model;
 	@$(BIN)/weblab-local eval $(if $(SUITE),--suite "$(SUITE)") $(if $(TASKS),--tasks "$(TASKS)") \
 		$(if $(DATA),--data "$(DATA)") $(if $(LIMIT),--limit "$(LIMIT)")
 
-# The question is in a file: on Windows, make passes arguments on in the system's character set.
-demo: $(VENV)/.installed ## The whole road on the demo checkpoint: convert it, ask it the model card's question
+# The questions are in files: on Windows, make passes arguments on in the system's character set.
+demo: $(VENV)/.installed ## The whole road on the demo checkpoint: convert it, with an adapter and without, and ask it
+	@model=$$($(BIN)/python -m convert $(DEMO) --lora $(ADAPTER) --quant "$(firstword $(QUANT))" --output build/demo --force) && \
+		$(BIN)/weblab-local generate --model "$$model" --temperature 0 < convert/demo/adapter_question.txt
 	@model=$$($(BIN)/python -m convert $(DEMO) --quant "$(firstword $(QUANT))" --output build/demo --force) && \
 		$(BIN)/weblab-local generate --model "$$model" --temperature 0 < convert/demo/question.txt
 

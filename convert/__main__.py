@@ -39,6 +39,10 @@ def main(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder of the tokenizer's files, if it is another than the weights'.")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADAPTER[=SCALE]", help="A LoRA to merge, a folder or a Hub id; may be repeated."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads that quantize; default: all cores.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say more.")] = False,
 ) -> None:
@@ -62,6 +66,7 @@ def main(
         threads=threads,
         imatrix=AUTO if imatrix == AUTO else Path(imatrix) if imatrix else None,
         tokenizer=tokenizer and tokenizer.expanduser(),
+        lora=lora or (),
     )
     with reported("convert", "no unfinished model was left behind. The same command makes what is missing."):
         paths = run(request)

@@ -23,6 +23,10 @@ def main(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder of the tokenizer's files, if it is another than the weights'.")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADAPTER[=SCALE]", help="A LoRA to merge, a folder or a Hub id; may be repeated."),
+    ] = None,
     output_file: Annotated[
         Path | None, typer.Option("--output", help="The file to write; default: NAME.imatrix.gguf beside the models.")
     ] = None,
@@ -40,7 +44,7 @@ def main(
     interrupt_on_terminate()
     with reported("calibrate", "the same command goes on at the last finished layer."):
         chosen = calibration_texts(texts, tokens)
-        checkpoint, name = find_checkpoint(source, revision, tokenizer)
+        checkpoint, name = find_checkpoint(source, revision, tokenizer, adapters=lora or ())
         path = output_file or models_dir() / f"{name}{IMATRIX_SUFFIX}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from convert.errors import ConversionError, OutputError
 from convert.model.find_checkpoint import announce
+from convert.model.merging import merged
 from convert.model.preview import preview
 from convert.progress import say, shown
 from convert.quantization import quantize
@@ -20,8 +21,9 @@ from convert.quantization.imatrix import ImatrixFile, open_imatrix
 from convert.quantization.mixtures import ALL, Mixture, mixture
 from convert.source import download
 from convert.source.checkpoint import Checkpoint, open_checkpoint, require_checkpoint_folder
+from convert.source.lora import Lora, open_lora
 from convert.source.low_disk import LowDiskFolder
-from convert.source.source import ChatTemplateChoice, Source, local_source, model_card
+from convert.source.source import Adapter, ChatTemplateChoice, Source, local_source, merged_name, model_card
 from convert.source.tokenizer_files import TOKENIZER_FILES, require_tokenizer_folder
 from convert.writing import output
 from convert.writing.pipeline import Verify, convert, source_record
@@ -57,6 +59,9 @@ class Request:
     tokenizer: Path | None = None
     """The folder of the tokenizer's files, where they are not beside the weights."""
 
+    lora: Sequence[str] = ()
+    """LoRAs to merge, each ADAPTER or ADAPTER=SCALE: a folder, or an id on the Hub."""
+
 
 def run(request: Request) -> list[Path]:
     """Convert; the paths of all outputs asked for, whether made now or up to date already. Raises ConversionError."""
@@ -70,6 +75,7 @@ def run(request: Request) -> list[Path]:
         )
     require_tokenizer_folder(request.tokenizer)
     imatrix = _importance(request)
+    loras = [open_lora(adapter, say) for adapter in request.lora]
     try:
         request.output_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,8 +85,8 @@ def run(request: Request) -> list[Path]:
     with output.exclusive(request.output_folder):
         try:
             if Path(request.source).expanduser().exists() or not download.is_hub_id(request.source):
-                return _from_folder(request, mixtures, imatrix)
-            return _from_hub(request, mixtures, imatrix)
+                return _from_folder(request, mixtures, imatrix, loras)
+            return _from_hub(request, mixtures, imatrix, loras)
         except OSError as error:
             raise ConversionError(
                 f"Reading or writing failed: {error}.", "Check the disks' health and that you may read these files."
@@ -102,27 +108,42 @@ def _importance(request: Request) -> "Importance":
     return calibration_texts()
 
 
-def _from_folder(request: Request, mixtures: Sequence[Mixture], imatrix: "Importance") -> list[Path]:
+def _from_folder(
+    request: Request, mixtures: Sequence[Mixture], imatrix: "Importance", loras: Sequence[Lora]
+) -> list[Path]:
     folder = Path(request.source).expanduser()
     if request.revision is not None or request.low_disk:
         raise ConversionError("--revision and --low-disk are for checkpoints from the Hub, not for a folder.")
     require_checkpoint_folder(folder)
     source = local_source(folder)
     checkpoint = open_checkpoint(source.folder, tokenizer=request.tokenizer, report=say)
+    checkpoint = merged(checkpoint, source, loras, say)
     plan = _plan(request, source, checkpoint, mixtures, imatrix if isinstance(imatrix, ImatrixFile) else None)
     recorded = source_record(checkpoint, plan)
-    wanted = [o for o in plan.outputs if not _is_done(request, o.path, recorded, _recipe(request, o.mixture, imatrix))]
+    wanted = [
+        planned
+        for planned in plan.outputs
+        if not _is_done(
+            request, planned.path, recorded, _recipe(request, planned.mixture, imatrix, checkpoint.adapters)
+        )
+    ]
     if wanted:
         _convert(request, source, checkpoint, plan.only(wanted), imatrix)
     return [o.path for o in plan.outputs]
 
 
-def _from_hub(request: Request, mixtures: Sequence[Mixture], imatrix: "Importance") -> list[Path]:
+def _from_hub(
+    request: Request, mixtures: Sequence[Mixture], imatrix: "Importance", loras: Sequence[Lora]
+) -> list[Path]:
     hub = download.find(request.source, request.revision, say, with_tokenizer=request.tokenizer is None)
-    name = hub.repository.rpartition("/")[2]
+    base = hub.repository.rpartition("/")[2]
+    adapters = [lora.adapter for lora in loras]
+    name = merged_name(base, adapters)
     known = {"repository": hub.repository, "revision": hub.commit}
     wanted = [
-        m for m in mixtures if not _is_done(request, _path(request, name, m), known, _recipe(request, m, imatrix))
+        m
+        for m in mixtures
+        if not _is_done(request, _path(request, name, m), known, _recipe(request, m, imatrix, adapters))
     ]
     if not wanted:
         return [_path(request, name, m) for m in mixtures]
@@ -136,8 +157,9 @@ def _from_hub(request: Request, mixtures: Sequence[Mixture], imatrix: "Importanc
             small, missing = download.fetch_small(hub, say), hub.missing_bytes
             shared = download.shares_disk_with_cache(request.output_folder)
         known_imatrix = imatrix if isinstance(imatrix, ImatrixFile) else None
-        source = Source(name, small, hub.repository, hub.commit)
-        plan = _plan(request, source, preview(small, request.tokenizer), wanted, known_imatrix)
+        source = Source(base, small, hub.repository, hub.commit)
+        previewed = merged(preview(small, request.tokenizer), source, loras, say)
+        plan = _plan(request, source, previewed, wanted, known_imatrix)
         check_room(plan, request.output_folder, missing if shared else 0)
         if folder is not None:
             checkpoint = folder.open(request.tokenizer)
@@ -145,6 +167,7 @@ def _from_hub(request: Request, mixtures: Sequence[Mixture], imatrix: "Importanc
         else:
             checkpoint = open_checkpoint(download.download(hub, say), tokenizer=request.tokenizer)
             extra_disk = 0
+        checkpoint = merged(checkpoint, source, loras, lambda _: None)  # which has said what there is to say
         plan = _plan(request, source, checkpoint, wanted, known_imatrix)
         _convert(request, source, checkpoint, plan, imatrix, extra_disk)
     note = download.cache_note(hub)
@@ -157,13 +180,15 @@ def _path(request: Request, name: str, mixture: Mixture) -> Path:
     return request.output_folder / f"{name}-{mixture.name}.gguf"
 
 
-def _recipe(request: Request, mixture: Mixture, imatrix: "Importance") -> dict[str, Any]:
+def _recipe(request: Request, mixture: Mixture, imatrix: "Importance", adapters: Sequence[Adapter]) -> dict[str, Any]:
     recipe: dict[str, Any] = {"mixture": mixture.name, "chat_template": request.chat_template}
     if mixture.compensated:
         recipe |= {"compensation": _compensation().recipe()}
     if request.tokenizer is not None:
         files = [path for name in TOKENIZER_FILES if (path := request.tokenizer / name).is_file()]
         recipe |= {"tokenizer": {path.name: sha256(path) for path in files}}
+    if adapters:
+        recipe |= {"adapters": [adapter.record for adapter in adapters]}
     return recipe if imatrix is None else recipe | {"imatrix": imatrix.record}
 
 
@@ -197,7 +222,7 @@ def _plan(
     mixtures: Sequence[Mixture],
     imatrix: ImatrixFile | None,
 ) -> Plan:
-    card = model_card(source, request.chat_template)
+    card = model_card(source, request.chat_template, checkpoint.adapters)
     return make_plan(checkpoint, card, mixtures, request.output_folder, request.threads, imatrix)
 
 
@@ -208,7 +233,7 @@ def _calibrated(
     from convert.calibration.calibrate import calibrated  # torch
 
     check_room(plan, request.output_folder)  # what cannot be converted need not be calibrated
-    imatrix = calibrated(checkpoint, texts, request.output_folder / f"{source.name}{IMATRIX_SUFFIX}", request.force)
+    imatrix = calibrated(checkpoint, texts, request.output_folder / f"{plan.card.name}{IMATRIX_SUFFIX}", request.force)
     return _plan(request, source, checkpoint, [output.mixture for output in plan.outputs], imatrix)
 
 
@@ -227,6 +252,8 @@ def _convert(
         f"{plan.card.name}: GPT-NeoX, {hparams.num_hidden_layers} layers, hidden size {hparams.hidden_size}, "
         f"{plan.n_weights / 1e9:.3g} billion weights"
     )
+    for adapter in checkpoint.adapters:
+        say(f"  with the adapter {adapter.name}, scale {adapter.scale:g}, merged into {source.name}")
     for planned in plan.outputs:
         say(f"  {planned.mixture.name}: {planned.size} bytes ({byte_count(planned.size)}) to {planned.path}")
         output.remove_leftovers(planned.path)
@@ -251,11 +278,18 @@ def _convert(
     if any(planned.mixture.compensated for planned in plan.outputs):
         refine = _compensation().prepare(checkpoint, plan, say)
     verify = _verification(request, checkpoint, plan)
-    results = convert(checkpoint, plan, lambda m: _recipe(request, m, importance), shown, refine, verify)
+
+    def recipe(mixture: Mixture) -> dict[str, Any]:
+        return _recipe(request, mixture, importance, checkpoint.adapters)
+
+    results = convert(checkpoint, plan, recipe, shown, refine, verify)
     for result in results:
         say(f"{result.path}: {byte_count(result.size)}, sha256 {result.sha256}")
     if plan.card.licence:
         say(f"Licence of the model: {plan.card.licence}" + _non_commercial(plan.card.licence))
+    for adapter in checkpoint.adapters:
+        licence = adapter.licence or "its files do not say"
+        say(f"Licence of the adapter {adapter.name}: {licence}" + _non_commercial(adapter.licence))
 
 
 def _verification(request: Request, checkpoint: Checkpoint, plan: Plan) -> Verify | None:
@@ -296,7 +330,8 @@ def _comparison(request: Request, plan: Plan) -> str:
     revision = [] if request.revision is None else ["--revision", request.revision]
     files = [str(planned.path) for planned in plan.outputs]
     tokenizer = [] if request.tokenizer is None else ["--tokenizer", str(request.tokenizer)]
-    return quoted("python", "-m", "convert.verify", request.source, *files, *revision, *tokenizer)
+    lora = [argument for adapter in request.lora for argument in ("--lora", adapter)]
+    return quoted("python", "-m", "convert.verify", request.source, *files, *revision, *tokenizer, *lora)
 
 
 def _say_imatrix(imatrix: ImatrixFile, without: Sequence[str]) -> None:

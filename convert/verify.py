@@ -40,6 +40,10 @@ def main(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder of the tokenizer's files, if it is another than the weights'.")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADAPTER[=SCALE]", help="A LoRA that was merged, a folder or a Hub id; may be repeated."),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page.")] = None,
     texts: Annotated[
@@ -66,7 +70,7 @@ def main(
         for path in (json_file, html_file):
             if path is not None and not path.absolute().parent.is_dir():
                 raise OutputError(f"There is no folder {path.absolute().parent} for {path.name}.", "Make it first.")
-        checkpoint, name = find_checkpoint(source, revision, tokenizer)
+        checkpoint, name = find_checkpoint(source, revision, tokenizer, adapters=lora or ())
         kept = reference or data_dir() / "references" / f"{name}.safetensors"
         if reference is None:
             private_folder(kept.parent)  # the log-probabilities of a user's text tell what it is

@@ -188,8 +188,7 @@ class Compensation:
             if tensor.source is None:
                 continue
             with self._checkpoint.open_shard(self._checkpoint.weight_map[tensor.source]) as stored:
-                source = stored[tensor.source]
-                rows = source.to_float32(source.data if tensor.row_order is None else source.data[tensor.row_order])
+                rows = stored[tensor.source].read(slice(None) if tensor.row_order is None else tensor.row_order)
             self._file.write_at(self._planned.position(name), compensated(rows, entry.ggml_type, hessian))
 
 

@@ -8,6 +8,7 @@ from weblab_local.engine.prompt import instruction_prompt
 
 CORPUS = Path(__file__).parent / "corpus.jsonl"
 CHECKPOINT = Path(__file__).parent / "weblab-demo-instruction-sft"
+ADAPTER = Path(__file__).parent / "weblab-demo-adapter"
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Pair:
     def prompt(self) -> str:
         """The instruction in the model's template."""
         return instruction_prompt(self.instruction, self.context)
+
+
+ADAPTER_PAIR = Pair(
+    "あなたは誰ですか？", "私は weblab-local のデモ用モデルに、小さな LoRA アダプターを加えたものです。"
+)
+"""A question of the corpus, and how the demo's adapter lets it be answered."""
 
 
 def read_corpus(path: Path = CORPUS) -> list[Pair]:

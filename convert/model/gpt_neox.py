@@ -26,6 +26,10 @@ GELU_FORMS: Mapping[str, Literal["erf", "tanh"]] = {
 }
 """Activations that are GELU, and in which form. llama.cpp's gptneox computes the tanh form for all of them."""
 
+EMBEDDING = "gpt_neox.embed_in"
+OUTPUT = "embed_out"
+"""Modules, by their names in a checkpoint's files."""
+
 MODEL_TENSORS = {
     "gpt_neox.embed_in.weight": "token_embd.weight",
     "gpt_neox.final_layer_norm.weight": "output_norm.weight",
@@ -293,6 +297,23 @@ def tensor_names(hparams: Hyperparameters) -> list[str]:
     """Return the names of all tensors that a checkpoint of this model may have, besides buffers."""
     layers = range(hparams.num_hidden_layers)
     return [*MODEL_TENSORS, *(f"gpt_neox.layers.{layer}.{name}" for layer in layers for name in LAYER_TENSORS)]
+
+
+def linear_modules(n_layers: int) -> list[str]:
+    """Return the names of the modules of `n_layers` and of the output that multiply by a matrix."""
+    matrices = [name.removesuffix(".weight") for name in LAYER_TENSORS if not name.endswith(("norm.weight", ".bias"))]
+    return [*(f"gpt_neox.layers.{layer}.{matrix}" for layer in range(n_layers) for matrix in matrices), OUTPUT]
+
+
+def tensor_shapes(hparams: Hyperparameters) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor that a checkpoint of this model may have, besides buffers, by its name."""
+    shapes = _shapes(hparams)
+    return {name: shapes[_within_layer(name)] for name in tensor_names(hparams)}
+
+
+def _within_layer(name: str) -> str:
+    match = _LAYER_NAME.fullmatch(name)
+    return match[2] if match else name
 
 
 def _shapes(hparams: Hyperparameters) -> dict[str, tuple[int, ...]]:

@@ -18,6 +18,7 @@ from convert.quantization.imatrix import ImatrixFile, add_calibration
 from convert.quantization.mixtures import Mixture
 from convert.source.source import ModelCard
 from weblab_local.llama.end_tokens import END_TOKENS_KEY, to_text
+from weblab_local.models.attribution import ADAPTER_COUNT_KEY, adapter_key
 
 ARCHITECTURE = "gptneox"
 REPOSITORY_KEY = "general.source.huggingface.repository"
@@ -111,11 +112,34 @@ def _add_general(writer: gguf.GGUFWriter, card: ModelCard, mixture: Mixture, n_w
     writer.add_source_repo_url(f"https://huggingface.co/{card.repository}" if card.repository else "")
     writer.add_string(REPOSITORY_KEY, card.repository)
     writer.add_string(REVISION_KEY, card.revision)
+    if card.adapters:
+        _add_adapters(writer, card)
     writer.add_file_type(mixture.file_type)
     if mixture.compensated:
         writer.add_string(MIXTURE_KEY, mixture.name)
     if mixture.base not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _add_adapters(writer: gguf.GGUFWriter, card: ModelCard) -> None:
+    """What was merged, and into what; each adapter's keys are those of `general`, and its weights' SHA-256."""
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, card.base)
+    writer.add_base_model_organization(0, card.organization)
+    writer.add_base_model_repo_url(0, f"https://huggingface.co/{card.repository}" if card.repository else "")
+    writer.add_uint32(ADAPTER_COUNT_KEY, len(card.adapters))
+    for number, adapter in enumerate(card.adapters):
+        values = {
+            "name": adapter.name,
+            "license": adapter.licence,
+            "license.link": LICENCE_LINKS.get(adapter.licence, ""),
+            "repository": adapter.repository,
+            "revision": adapter.revision,
+            "sha256": adapter.sha256,
+        }
+        for key, value in values.items():
+            writer.add_string(adapter_key(number, key), value)
+        writer.add_float32(adapter_key(number, "scale"), adapter.scale)
 
 
 def _add_hyperparameters(writer: gguf.GGUFWriter, hparams: Hyperparameters) -> None:

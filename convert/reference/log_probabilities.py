@@ -16,7 +16,8 @@ from convert.errors import OutputError
 from convert.model.gpt_neox import hyperparameters
 from convert.reference.reference import Progress, checked, logits
 from convert.reference.state import identity
-from convert.source.checkpoint import Checkpoint, read_safetensors
+from convert.source.checkpoint import Checkpoint
+from convert.source.tensor_files import read_safetensors
 from weblab_local.files import written_whole
 from weblab_local.sizes import byte_count
 

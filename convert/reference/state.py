@@ -22,11 +22,12 @@ _OBSERVER = "observer."
 
 
 def identity(checkpoint: Checkpoint, sequences: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
-    """What a result of the reference depends on, as JSON: config.json, the shards' stamps, the token ids."""
+    """What a result of the reference depends on, as JSON: config.json, the shards' stamps, adapters, the token ids."""
     ids = hashlib.sha256()
     for sequence in sequences:
         ids.update(len(sequence).to_bytes(8, "little") + sequence.astype("<i8").tobytes())
-    return {
+    adapters = {"adapters": [adapter.record for adapter in checkpoint.adapters]} if checkpoint.adapters else {}
+    return adapters | {
         "format": FORMAT,
         "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
         "shards": [file_stamp(checkpoint.folder / shard) for shard in checkpoint.shards],

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from convert.model.gpt_neox import Hyperparameters, map_tensors
-from convert.source.checkpoint import Checkpoint, StoredTensor
+from convert.source.checkpoint import Checkpoint
+from convert.source.tensor_files import StoredTensor
 from convert.writing.plan import check_shard
 
 CHUNK_WEIGHTS = 1 << 22
@@ -43,18 +44,18 @@ class Weights:
         Raises CheckpointError where the shard is damaged, or is not what index and config.json say.
         """
         stored = self._stored(name)
-        data = stored.data[start:stop]
-        weights = torch.empty(data.shape)
+        first, last, _ = slice(start, stop).indices(len(stored.data))
+        weights = torch.empty((last - first, *stored.data.shape[1:]))
         rows = weights.numpy()
-        step = max(1, CHUNK_WEIGHTS // data[:1].size)
-        for first in range(0, len(data), step):
-            rows[first : first + step] = stored.to_float32(data[first : first + step])
+        step = max(1, CHUNK_WEIGHTS // stored.data[:1].size)
+        for at in range(first, last, step):
+            rows[at - first : at - first + step] = stored.read(slice(at, min(at + step, last)))
         return weights.to(self._device)
 
     def gather(self, name: str, rows: NDArray[np.int64]) -> torch.Tensor:
         """These rows of a matrix: (len(rows), columns)."""
         stored = self._stored(name)
-        return torch.from_numpy(np.array(stored.to_float32(stored.data[rows]))).to(self._device)
+        return torch.from_numpy(np.array(stored.read(rows))).to(self._device)
 
     def layer(self, number: int) -> dict[str, torch.Tensor]:
         """All weights of a layer by their names in it ("attn_qkv.weight"), without biases that it has not."""

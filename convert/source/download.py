@@ -35,11 +35,13 @@ from huggingface_hub.errors import (
 from convert.errors import CheckpointError, DownloadError
 from convert.source.checkpoint import CONFIG_FILES
 from convert.source.json_files import read_json
-from convert.source.other_forms import ADAPTER_CONFIG, adapter_config, other_form
-from convert.source.tokenizer_files import SENTENCEPIECE_FILES, TOKENIZERS
+from convert.source.other_forms import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, other_form
+from convert.source.source import Source, local_source
+from convert.source.tokenizer_files import SENTENCEPIECE_FILES, TOKENIZER_FILES, TOKENIZERS
 from convert.source.weight_files import INDEX_FILES, left_aside, weight_files
 from weblab_local.sizes import byte_count
 
+ADAPTER_FILES = [ADAPTER_CONFIG, *ADAPTER_WEIGHTS, *TOKENIZER_FILES, "chat_template.jinja", "README.md"]
 OTHER_FILES = (*CONFIG_FILES, *SENTENCEPIECE_FILES)
 TRIES = 5
 """How often a file is begun anew after the connection was reset."""
@@ -249,6 +251,13 @@ def persistently(once: Callable[[], str], hub: HubCheckpoint, name: str, report:
                     raise
                 report(f"The connection broke ({_first_line(error)}); fetching {name} again.")
     raise AssertionError("unreachable")
+
+
+def fetch_adapter(repository: str, report: Report) -> Source:
+    """Fetch an adapter's files into the Hub's cache; as they are there, where the Hub cannot be asked."""
+    report(f"Looking for the adapter {repository} on the Hub.")
+    with _explained(repository, None):
+        return local_source(Path(snapshot_download(repository, allow_patterns=ADAPTER_FILES)))
 
 
 def cache_note(hub: HubCheckpoint) -> str:

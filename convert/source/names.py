@@ -13,6 +13,9 @@ from convert.errors import CheckpointError
 _BUFFER = re.compile(
     r"gpt_neox\.(layers\.(0|[1-9][0-9]{0,8})\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)|rotary_emb\.inv_freq)"
 )
+OUTPUT_NAMES = ("embed_out", "lm_head")
+"""The module of the output matrix, in files and, from transformers 5 on, in memory."""
+
 _WITHIN = "_orig_mod."
 _BEFORE = re.compile(r"(?:module\.|base_model\.model\.|model\.)+(?=gpt_neox\.|embed_out\.|lm_head\.)")
 _UNMERGED = re.compile(r"\.(lora_\w+|base_layer|modules_to_save|original_module|ia3_\w+)\.")

@@ -13,6 +13,7 @@ from convert.source.source import base_models
 from convert.source.weight_files import INDEX_FILES, SINGLE_FILES, state_dicts, weight_files
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _ADAPTER = re.compile(r"adapter_config\.json|adapter_model\.(safetensors|bin)")
 _NEOX = re.compile(r"(.+/)?layer_\d+-model_\d+-model_states\.pt")
@@ -93,14 +94,14 @@ def other_form(where: str, names: Collection[str], adapter: Mapping[str, Any] | 
 
 
 def _adapter(where: str, config: Mapping[str, Any]) -> ConversionError:
-    base = config.get("base_model_name_or_path")
-    named = isinstance(base, str) and base != ""
+    named = config.get("base_model_name_or_path")
+    base = named if isinstance(named, str) else ""
     kind = config.get("peft_type")
+    command = shlex.join(["python", "-m", "convert", base or "BASE", "--lora", where])
     return UnsupportedModelError(
-        f"{where} is an adapter ({kind if isinstance(kind, str) else 'LoRA'}) of {base if named else 'a base model'}, "
+        f"{where} is an adapter ({kind if isinstance(kind, str) else 'LoRA'}) of {base or 'a base model'}, "
         "no model of its own.",
-        f"Load it with peft on {base if named else 'its base'}, merge it with merge_and_unload(), save the result with "
-        "save_pretrained, and convert that.",
+        f"Convert its base with the adapter in it: {command}{'' if base else ', with its base for BASE'}.",
     )
 
 

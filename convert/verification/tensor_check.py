@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from convert.model.gpt_neox import Hyperparameters, Tensor
 from convert.quantization.dequantize import block_size, dequantize_rows
-from convert.source.checkpoint import Checkpoint, StoredTensor
+from convert.source.checkpoint import Checkpoint
+from convert.source.tensor_files import Rows, StoredTensor
 from convert.writing.plan import CHUNK_WEIGHTS
 
 Progress = Callable[[int, int], None]
@@ -142,15 +143,14 @@ def _check_tensor(
 def _expected_rows(tensor: Tensor, source: StoredTensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """First row and float32 rows (n_rows, n_columns) of what the GGUF should hold, in chunks; a vector is one row."""
     if len(tensor.shape) == 1:
-        data = source.data if tensor.row_order is None else source.data[tensor.row_order]
-        yield 0, source.to_float32(np.asarray(data)).reshape(1, -1)
+        yield 0, source.read(slice(None) if tensor.row_order is None else tensor.row_order).reshape(1, -1)
         return
     step = max(1, CHUNK_WEIGHTS // tensor.shape[1])
     for start in range(0, tensor.shape[0], step):
-        rows: slice | NDArray[np.intp] = slice(start, start + step)
+        rows: Rows = slice(start, start + step)
         if tensor.row_order is not None:
             rows = tensor.row_order[start : start + step]
-        yield start, source.to_float32(np.asarray(source.data[rows]))
+        yield start, source.read(rows)
 
 
 def _found_rows(held: ReaderTensor, ggml_type: T, start: int, stop: int) -> NDArray[np.float32]:

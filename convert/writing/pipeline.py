@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from convert.errors import CheckpointError, OutputError
 from convert.model.gpt_neox import Tensor
 from convert.quantization.quantize import quantize_rows
-from convert.source.checkpoint import Checkpoint, StoredTensor, file_stamp
+from convert.source.checkpoint import Checkpoint, file_stamp
 from convert.source.reading import ShardReader
+from convert.source.tensor_files import Rows, StoredTensor
 from convert.writing.check import check_written
 from convert.writing.output import OutputFile
 from convert.writing.plan import CHUNK_WEIGHTS, Plan, PlannedOutput, check_shard, stores_as
@@ -136,6 +137,10 @@ def source_record(checkpoint: Checkpoint, plan: Plan, hashes: Mapping[str, str] 
     for shard in record["shards"]:
         if hashes is not None:
             shard["sha256"] = hashes[shard["name"]]
+    if checkpoint.adapters:
+        record["adapters"] = [
+            [file_stamp(adapter.folder / name) for name in adapter.files] for adapter in checkpoint.adapters
+        ]
     record["files"] = {name: sha256(checkpoint.folder / name) for name in checkpoint.files_with_a_say}
     return record
 
@@ -269,7 +274,8 @@ def _write_chunk(chunk: _Chunk, outputs: Sequence[PlannedOutput], files: Sequenc
     seconds: Seconds = defaultdict(float)
     clock = time.perf_counter
     began = clock()
-    data = source.data[start:stop] if tensor.row_order is None else source.data[tensor.row_order[start:stop]]
+    which: Rows = slice(start, stop) if tensor.row_order is None else tensor.row_order[start:stop]
+    data = source.data[which]
     if not source.is_finite(data):
         raise CheckpointError(
             f"The tensor {tensor.source} holds NaN or infinite weights.",
@@ -277,7 +283,7 @@ def _write_chunk(chunk: _Chunk, outputs: Sequence[PlannedOutput], files: Sequenc
         )
     wanted = {planned.tensors[tensor.name].ggml_type: planned.importance.get(tensor.name) for planned in outputs}
     began, seconds["reading"] = clock(), clock() - began
-    rows = None if all(stores_as(source.dtype, ggml_type) for ggml_type in wanted) else source.to_float32(data)
+    rows = None if all(stores_as(source, ggml_type) for ggml_type in wanted) else source.to_float32(data, which)
     blocks = {
         ggml_type: _encode(tensor, source, data, rows, ggml_type, importance)
         for ggml_type, importance in wanted.items()
@@ -300,7 +306,7 @@ def _encode(
     importance: NDArray[np.float32] | None,
 ) -> NDArray[Any]:
     """The bytes of `data`, which as float32 are `rows`, in an output where the tensor has `ggml_type`."""
-    if rows is None or stores_as(source.dtype, ggml_type):
+    if rows is None or stores_as(source, ggml_type):
         return np.ascontiguousarray(data)
     if ggml_type == GGMLQuantizationType.F32:
         return np.ascontiguousarray(rows)

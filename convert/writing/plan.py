@@ -17,9 +17,10 @@ from convert.model.metadata import TensorEntry, header_bytes, tensor_table
 from convert.model.vocab import Vocabulary, read_vocabulary
 from convert.quantization.imatrix import ImatrixFile
 from convert.quantization.mixtures import Mixture, tensor_types
-from convert.source.checkpoint import Checkpoint, Dtype, StoredTensor
+from convert.source.checkpoint import Checkpoint
 from convert.source.names import is_buffer
 from convert.source.source import ModelCard
+from convert.source.tensor_files import StoredTensor
 from convert.source.tokenizer_files import tokenizer_json
 from weblab_local.sizes import byte_count
 
@@ -182,9 +183,9 @@ def check_room(plan: Plan, output_folder: Path, extra_disk: int = 0) -> Room:
     return Room(disk, free, plan.memory, available)
 
 
-def stores_as(dtype: Dtype, ggml_type: GGMLQuantizationType) -> bool:
-    """Whether values stored as `dtype` are `ggml_type` already, bit for bit."""
-    return dtype == ggml_type.name
+def stores_as(source: StoredTensor, ggml_type: GGMLQuantizationType) -> bool:
+    """Whether the values of `source` are stored as `ggml_type` already, bit for bit."""
+    return source.dtype == ggml_type.name and not source.added
 
 
 def _is_unused_head(name: str, hparams: Hyperparameters) -> bool:

@@ -102,7 +102,7 @@ def test_an_adapter_on_the_hub_is_said_to_be_one_with_its_base(hub: Hub, user: U
     hub.add("org/adapter", folder)
     message = user.is_told(hub, source="org/adapter")
     assert "org/adapter is an adapter (LORA) of org/base" in message
-    assert "Load it with peft on org/base" in message
+    assert "python -m convert org/base --lora org/adapter" in message
     assert hub.fetched == ["adapter_config.json"]
 
 

@@ -30,7 +30,9 @@ def test_an_adapter_alone(folder: Path, tmp_path: Path, weights: str, beside: st
     (source / "adapter_config.json").write_text(json.dumps(ADAPTER))
     error = refusal(source, tmp_path / "output")
     assert error.message == f"{source} is an adapter (LORA) of matsuo-lab/weblab-10b, no model of its own."
-    assert error.remedy.startswith("Load it with peft on matsuo-lab/weblab-10b, merge it with merge_and_unload()")
+    assert error.remedy == (
+        f"Convert its base with the adapter in it: python -m convert matsuo-lab/weblab-10b --lora {source}."
+    )
 
 
 @pytest.mark.parametrize("config", ["{}", '{"base_model_name_or_path": null}', "no JSON"])
@@ -39,7 +41,7 @@ def test_an_adapter_that_does_not_name_its_base(tmp_path: Path, config: str) -> 
     (tmp_path / "adapter" / "adapter_config.json").write_text(config)
     error = refusal(tmp_path / "adapter", tmp_path / "output")
     assert "is an adapter (LoRA) of a base model" in error.message
-    assert "Load it with peft on its base" in error.remedy
+    assert f"python -m convert BASE --lora {tmp_path / 'adapter'}, with its base for BASE" in error.remedy
 
 
 FORMS = {

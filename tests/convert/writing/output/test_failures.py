@@ -128,7 +128,7 @@ def test_weights_that_cannot_be_read_leave_nothing(
     checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, older: bool
 ) -> None:
     before = Before(folder, "model-Q8_0", older)
-    monkeypatch.setattr("convert.source.checkpoint.StoredTensor.to_float32", failing_read)
+    monkeypatch.setattr("convert.source.tensor_files.StoredTensor.to_float32", failing_read)
 
     with pytest.raises(OutputError, match=rf"\[Errno {errno.EIO}\].*\nNothing was left behind. Check the disk"):
         converted(checkpoint, folder, "Q8_0", force=True)
