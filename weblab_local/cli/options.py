@@ -25,6 +25,10 @@ NCtx = Annotated[
         show_default="2048, or as much as fits into memory",
     ),
 ]
+Special = Annotated[
+    bool,
+    typer.Option("--special", help="Take special tokens like <|endoftext|> in a raw text for tokens instead of text."),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Number of CPU threads.", show_default="saved by bench, else the physical cores"),

@@ -1,7 +1,7 @@
 """A request on its way: what was asked, its place in the KV cache, and the answer as far as it has come."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,8 @@ processor from the threads that compute."""
 class Request:
     """What a caller wants. `max_tokens` fits the context; `on_progress` gets (prompt tokens done, in all).
 
+    `stop_ids` are of stop strings that are special tokens, which have no text that could be compared.
+
     `on_begin` is called on the worker thread when it has a sequence and room: from then on it is computed. One that
     `reads_ahead` computes its prompt for a later request, as long as nobody else wants anything.
 
@@ -36,6 +38,7 @@ class Request:
     params: SamplingParams
     max_tokens: int
     stops: Sequence[str] = ()
+    stop_ids: Collection[int] = ()
     n_logprobs: int | None = None
     emit: Emit = field(default=lambda _event: None)
     on_progress: Callable[[int, int], None] | None = None

@@ -378,7 +378,7 @@ class Scheduler:
 
     def _take(self, running: RunningRequest, token: int, index: int) -> FinishReason | None:
         """Add a chosen token to the answer; why the answer ends there, if it does."""
-        if self._model.is_end(token):
+        if self._model.is_end(token) or token in running.request.stop_ids:
             return "stop"
         n_top = running.request.n_logprobs
         logprob = None if n_top is None else token_logprob(self._context.logits(index), token, n_top)

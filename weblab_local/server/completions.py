@@ -57,7 +57,8 @@ class TextCompletionRun(CompletionRun):
         room = 0 if body.most_tokens == 0 else 1
 
         def tokenized() -> "TextCompletionRun":
-            return cls(state, body, [state.engine.raw_prompt(prompt, room) for prompt in body.prompts], ignored)
+            prompts = [state.engine.raw_prompt(prompt, room, special=body.special) for prompt in body.prompts]
+            return cls(state, body, prompts, ignored)
 
         run, places = await state.prepare(len(body.prompts) * body.n, tokenized)
         run.places = places

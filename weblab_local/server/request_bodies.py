@@ -270,6 +270,7 @@ class CompletionRequest(GenerationRequest):
         16, ge=-1, lt=2**31, description="0, with echo: nothing is generated; -1: to the end of the context."
     )
     logprobs: Annotated[int | None, WHOLE] = Field(None, ge=0, le=MOST_LOGPROBS)
+    special: bool = Field(False, description="Beyond OpenAI: special tokens that the prompt has are tokens, not text.")
     echo: bool = Field(False, description="The prompt comes back too, its tokens with log-probabilities.")
     best_of: Annotated[int | None, WHOLE] = Field(None, ge=0, description="Refused beyond n.")
     suffix: Refused = Field(None, description="Refused: only what comes after the prompt is written.")
