@@ -23,6 +23,7 @@ from weblab_local.models.loading import load
 
 CHARACTERS_PER_SECOND = 5
 PAUSE, PAGE_PAUSE = 0.5, 0.6
+MOST_SECONDS = 600
 QUESTIONS = (
     "夏休みに家族で北海道へ旅行に行く予定です。おすすめの観光地を三つ教えてください。",
     "その中で子どもが一番喜ぶのはどこですか。",
@@ -36,7 +37,7 @@ def conversation(model: str, n_turns: int, read_ahead: bool, pause: bool) -> lis
     """Seconds from Enter to the answer's first character, for each turn."""
     found = []
     option = "--read-ahead" if read_ahead else "--no-read-ahead"
-    with Terminal("chat", "--model", model, option, timeout=600) as terminal:
+    with Terminal("chat", "--model", model, option, timeout=MOST_SECONDS) as terminal:
         terminal.wait_for_prompt()
         for setting in ENDLESS:
             terminal.ask(setting)
@@ -73,7 +74,7 @@ def conversation_on_page(browser: Browser, model: str, n_turns: int, read_ahead:
                 time.sleep(PAGE_PAUSE)
             started = time.perf_counter()
             chat.field.press("Enter")
-            expect(chat.answers.nth(n_answers).locator(".body")).not_to_be_empty(timeout=600_000)
+            expect(chat.answers.nth(n_answers).locator(".body")).not_to_be_empty()
             found.append(time.perf_counter() - started)
             chat.wait()
     return found
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="on the chat page instead of at the terminal")
     arguments = parser.parse_args()
     runs: dict[bool, list[list[float]]] = {True: [], False: []}
+    expect.set_options(timeout=MOST_SECONDS * 1000)
     with (
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS) as browser,
