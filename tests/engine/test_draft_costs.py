@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weblab_local.engine.draft_costs import MOST_TOKENS, OUTDATED, Acceptance, BatchCosts
+from weblab_local.engine.draft_costs import CHECK_EVERY, MOST_TOKENS, OUTDATED, Acceptance, BatchCosts
 
 Cost = Callable[[int], float]
 """Seconds of a batch of so many tokens."""
@@ -92,7 +92,7 @@ def test_what_was_not_measured_for_long_is_tried_again() -> None:
     costs.computed(4, 10.0)
     odds = [0.9**n for n in range(1, 16)]
     assert costs.best_length(1, odds) == 0
-    for _ in range(OUTDATED + 1):
+    for _ in range(OUTDATED + CHECK_EVERY):
         costs.computed(1, 1.0)
     assert costs.best_length(1, odds) == 3
 
