@@ -20,6 +20,9 @@ FIRST_SHARE = 0.1
 WORTHWHILE = 1.03
 """Times as many tokens in the same time that a draft has to promise: less is within what cannot be measured."""
 
+LEAST_SECONDS = 1e-6
+"""What a step is taken to last where the clock did not move."""
+
 OUTDATED = 512
 """Steps after which the cost of a batch that was not computed since is unknown again."""
 
@@ -42,6 +45,7 @@ class BatchCosts:
     def computed(self, n_tokens: int, seconds: float) -> None:
         """Take note of a step without prompts."""
         self._n_steps += 1
+        seconds = max(seconds, LEAST_SECONDS)
         change = seconds / self._seconds.get(n_tokens, seconds)
         common = change**COMMON
         for size in self._seconds:
