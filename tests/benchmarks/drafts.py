@@ -1,36 +1,56 @@
 """Answers with drafts beside the same without: tokens per step, and time.
 
-    python -m tests.benchmarks.drafts MODEL JSQUAD [--items 4] [--tokens 160]
+    python -m tests.benchmarks.drafts MODEL JSQUAD [--items 4] [--tokens 160] [--cpu-time]
+    python -m tests.benchmarks.drafts MODEL JSQUAD --differing [--items 40] [--tokens 100]
 
 Replayed decoding: an answer that is given is forced token by token, so that a model of random weights takes the time of
 a real one for text that somebody wrote. The sampler still chooses, and its choice is dropped. Two engines hold the same
-file, one with drafts and one without, and answer each prompt by turns. JSQUAD is JSQuAD's validation file.
+file, one with drafts and one without, and answer each prompt by turns. JSQUAD is JSQuAD's validation file. With
+`--cpu-time` one thread computes and its processor time is counted, which other programs hardly change.
+
+`--differing` counts real answers that are not the same with drafts as without, to questions of the project's corpus.
+Drafts are then as long as guesses go, whatever they cost, and no answer ends before its length.
 """
 
 import argparse
 import heapq
 import inspect
 import json
+import math
 import statistics
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from convert.demo.corpus import read_corpus
-from weblab_local.engine import scheduler
+from weblab_local.engine import request, scheduler
+from weblab_local.engine.draft_costs import BatchCosts
 from weblab_local.engine.engine import Engine
 from weblab_local.engine.generation import Stats
 from weblab_local.engine.prompt import instruction_prompt
 from weblab_local.engine.sampler import Sampler
 from weblab_local.engine.sampling import SamplingParams
 
-DRAWN = SamplingParams(max_tokens=1000)
+SAMPLINGS = {
+    "temperature 0": SamplingParams(temperature=0),
+    "the defaults, a seed": SamplingParams(),
+    "temperature 1, a seed": SamplingParams(temperature=1, top_k=0, top_p=1),
+}
 LINES = 8
 """Of a list that is continued: so many are given, and as many follow."""
 
 _answers: dict[tuple[int, ...], Sequence[int]] = {}
 """By prompt, the answer that is forced."""
+
+
+class Free(BatchCosts):
+    """What is guessed is computed, whatever it costs."""
+
+    def best_length(self, _n_generating: int, odds: Sequence[float]) -> int:
+        return len(odds)
 
 
 class Replayed(Sampler):
@@ -106,20 +126,54 @@ def compare(engines: Sequence[Engine], items: Sequence[Item], n_tokens: int) -> 
     )
 
 
+def count_differing(model: Path, n_items: int, n_tokens: int) -> None:
+    """Print how many answers are not the same, and how many are not when they are given twice without drafts."""
+    pairs = [pair for pair in read_corpus() if pair.context is None][:n_items]
+    print("| sampling | answers | differ with drafts | differ when given again without | drafted tokens kept |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, sampling in SAMPLINGS.items():
+        with Engine(model, drafts=False) as plain, Engine(model, drafts=True) as drafting:
+            drafting._scheduler._roster.drafts.costs = Free()
+            end = int(plain.metadata["tokenizer.ggml.eos_token_id"])
+            differ = again = accepted = 0
+            for seed, pair in enumerate(pairs):
+                params = replace(sampling, seed=seed, max_tokens=n_tokens, logit_bias={end: -math.inf})
+                first, second, drafted = (one.generate(pair.instruction, params) for one in (plain, plain, drafting))
+                differ += drafted.token_ids != first.token_ids
+                again += second.token_ids != first.token_ids
+                accepted += drafted.stats.accepted_tokens
+        print(f"| {name} | {len(pairs)} | {differ} | {again} | {accepted} |", flush=True)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="a GGUF")
     parser.add_argument("jsquad", type=Path, help="JSQuAD's valid-v1.3.json")
     parser.add_argument("--items", type=int, default=4, help="prompts of each task (default 4)")
     parser.add_argument("--tokens", type=int, default=160, help="of an answer, at most (default 160)")
+    parser.add_argument("--cpu-time", action="store_true", help="count one thread's processor time")
+    parser.add_argument("--differing", action="store_true", help="count answers that differ")
     arguments = parser.parse_args()
+    if arguments.differing:
+        count_differing(arguments.model, arguments.items, arguments.tokens)
+        return
+    if arguments.cpu_time:
+        for module in (scheduler, request):
+            vars(module)["time"] = SimpleNamespace(perf_counter=time.process_time)
+    n_threads = 1 if arguments.cpu_time else None
     vars(scheduler)["Sampler"] = Replayed
-    with Engine(arguments.model, drafts=False) as plain, Engine(arguments.model, drafts=True) as drafting:
+    with (
+        Engine(arguments.model, n_threads=n_threads, drafts=False) as plain,
+        Engine(arguments.model, n_threads=n_threads, drafts=True) as drafting,
+    ):
         print("| task | tokens | per step | guessed | of these right | speed, median | lowest | together |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         for name, items in tasks(arguments.jsquad, arguments.items):
             print(f"| {name} | {compare((plain, drafting), items, arguments.tokens)} |", flush=True)
+        costs = drafting._scheduler._roster.drafts.costs
+        measured = ", ".join(f"{n}: {costs.seconds(n) / costs.seconds(1):.2f}" for n in (1, 2, 3, 4, 6, 8, 12, 16))
+        print(f"\nWhat batches of so many tokens cost at the end, in batches of one: {measured}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tests.support.engines import (
     long_prompt,
 )
 from weblab_local.engine.draft_costs import MOST_TOKENS, BatchCosts
-from weblab_local.engine.drafts import END, MOST_GENERATING, REMEMBERED
+from weblab_local.engine.drafts import END, MOST_GENERATING, REMEMBERED, Guess, Lookup
 from weblab_local.engine.engine import Engine
 from weblab_local.engine.generation import Completion, complete
 from weblab_local.engine.sampling import SamplingParams
@@ -229,6 +229,30 @@ def test_an_answer_that_was_given_before_comes_in_few_steps() -> None:
         first, second = (drafting.generate(QUESTION, GREEDY).stats for _ in range(2))
     assert first.accepted_tokens < first.completion_tokens / 2
     assert second.accepted_tokens > 2 / 3 * second.completion_tokens
+
+
+@pytest.mark.usefixtures("free")
+def test_no_more_is_guessed_than_the_answer_may_have() -> None:
+    """Beside a token that is there, the last one is chosen and not computed."""
+    with engine(True) as drafting:
+        drafting.generate(QUESTION, GREEDY)
+        for n in range(1, 12):
+            stats = drafting.generate(QUESTION, replace(GREEDY, max_tokens=n)).stats
+            assert stats.drafted_tokens <= max(n - 2, 0)
+
+
+def test_guesses_that_do_not_come_true_are_trusted_less() -> None:
+    odds = {}
+    for chosen in ([1, 2, 3], [1, 9], [9]):
+        lookup = Lookup()
+        for _ in range(50):
+            lookup.guess = Guess(3, (1, 2, 3))
+            lookup.read(chosen)
+        odds[len(chosen)] = [*lookup.odds(), 0, 0, 0][:3]
+    assert min(odds[3]) > 0.9
+    assert odds[2][0] > 0.9
+    assert odds[2][1] < 0.6
+    assert odds[1][0] < 0.1
 
 
 @pytest.mark.usefixtures("free")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weblab_local.engine.suffix_index import LONG_ENOUGH, MOST_PLACES, PAIR, Match, SuffixIndex
@@ -25,6 +25,7 @@ def search(tokens: Sequence[int], text: Sequence[int]) -> Match | None:
     return max(found, default=None)
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_it_finds_where_a_growing_texts_end_stood_before(text: list[int]) -> None:
     index = SuffixIndex()
@@ -33,6 +34,7 @@ def test_it_finds_where_a_growing_texts_end_stood_before(text: list[int]) -> Non
         assert index.match(index.tokens) == search(text[:n], text[:n])
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT, st.integers(0, 80))
 def test_it_finds_where_another_texts_end_stands(tokens: list[int], text: list[int], n_first: int) -> None:
     index = SuffixIndex()
@@ -41,6 +43,7 @@ def test_it_finds_where_another_texts_end_stands(tokens: list[int], text: list[i
     assert index.match(text) == search(tokens, text)
 
 
+@settings(deadline=None)
 @given(TEXT.filter(bool), st.integers(0, 79), st.integers(0, 20))
 def test_what_followed_is_what_stands_behind_and_then_repeats_itself(tokens: list[int], place: int, n: int) -> None:
     place %= len(tokens)

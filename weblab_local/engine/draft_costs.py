@@ -20,8 +20,14 @@ FIRST_SHARE = 0.1
 WORTHWHILE = 1.03
 """Times as many tokens in the same time that a draft has to promise: less is within what cannot be measured."""
 
+LEAST_SECONDS = 1e-6
+"""What a step is taken to last where the clock did not move."""
+
 OUTDATED = 512
 """Steps after which the cost of a batch that was not computed since is unknown again."""
+
+CHECK_EVERY = 16
+"""Steps between two looks at what is outdated."""
 
 OWN, COMMON = 0.3, 0.1
 """How much a measurement moves what is known of batches of its size, and of all others: longer contexts and other
@@ -39,12 +45,16 @@ class BatchCosts:
     def computed(self, n_tokens: int, seconds: float) -> None:
         """Take note of a step without prompts."""
         self._n_steps += 1
-        known = self._seconds.setdefault(n_tokens, seconds)
+        seconds = max(seconds, LEAST_SECONDS)
+        change = seconds / self._seconds.get(n_tokens, seconds)
+        common = change**COMMON
         for size in self._seconds:
-            self._seconds[size] *= (seconds / known) ** (OWN if size == n_tokens else COMMON)
+            self._seconds[size] *= common
+        self._seconds[n_tokens] = self._seconds.get(n_tokens, seconds) * change ** (OWN - COMMON)
         self._measured[n_tokens] = self._n_steps
-        for size in [size for size, step in self._measured.items() if self._n_steps - step > OUTDATED]:
-            del self._seconds[size], self._measured[size]
+        if self._n_steps % CHECK_EVERY == 0:
+            for size in [size for size, step in self._measured.items() if self._n_steps - step > OUTDATED]:
+                del self._seconds[size], self._measured[size]
 
     def seconds(self, n_tokens: int) -> float:
         """Return what a batch takes: as measured, between two that were, or as much more as those between them did."""

@@ -96,6 +96,8 @@ class Drafts:
             ((odd, number) for number, lookup in enumerate(lookups) if lookup is not None for odd in lookup.odds()),
             key=lambda pair: -pair[0],  # those of one request stay in their order
         )
+        if not odds:
+            return list(parts)
         n_drafted = self.costs.best_length(len(parts), [odd for odd, _ in odds[:n_free]])
         lengths = Counter(number for _, number in odds[:n_drafted])
         return [
@@ -107,7 +109,9 @@ class Drafts:
         """The request's text with a guess for its next tokens, where it is to have drafts."""
         if not self._wanted_for(running.request.params):
             return None
-        lookup = self._lookups.setdefault(running, Lookup())
+        lookup = self._lookups.get(running)
+        if lookup is None:
+            lookup = self._lookups[running] = Lookup()
         text = lookup.index.tokens
         lookup.read([*running.sequence.tokens[len(text) :], *running.pending])
         lookup.guess = Guess(0, ())

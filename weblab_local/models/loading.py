@@ -82,6 +82,7 @@ def load(
     name_or_path      a GGUF's path, a name in the store, "demo"; None: the store's default
     n_ctx             KV cells that all sequences share; None: 2048, or what fits of it
     n_gpu_layers      layers on GPUs and workers; -1 is all, "auto" as many as fit
+    drafts            guess tokens ahead and check them together; None: in answers that are drawn without a seed
     rpc               workers that take layers too, as host:port; what to know of them is in `machine.rpc`
     on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
 
