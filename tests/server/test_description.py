@@ -18,7 +18,7 @@ conversation has an order."""
 
 
 def test_schemathesis_finds_no_failure(engine: Engine, tmp_path: Path) -> None:
-    with serving(engine, api_keys=[KEY], timeout=1) as server:
+    with serving(engine, api_keys=[KEY], timeout=1, metrics=True) as server:
         program = Path(sys.executable).with_name("schemathesis")
         done = subprocess.run(
             [

@@ -79,6 +79,9 @@ class ServerOptions:
             "--strict", help="Refuse fields that are not honoured, by their name, instead of naming them in the answer."
         ),
     ] = False
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Give counts and speeds under /metrics, in Prometheus' text form.")
+    ] = False
     sidecar: Annotated[
         bool,
         typer.Option(
@@ -126,6 +129,7 @@ def run(options: ServerOptions, load: "Callable[[], Engine]") -> None:
         aliases=options.alias or (),
         any_model=options.any_model,
         strict=options.strict,
+        metrics=options.metrics,
     )
     if options.log:
         _log_to_stderr()

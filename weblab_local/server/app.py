@@ -23,6 +23,8 @@ from weblab_local.server.connection import EventStream, while_connected
 from weblab_local.server.desktop.routes import Desktop, desktop_routes
 from weblab_local.server.errors import ErrorResponse, api_error, validation_error
 from weblab_local.server.guard import CLIENT_LEFT, Guard
+from weblab_local.server.llama_server import llama_server_routes
+from weblab_local.server.metrics import MEDIA_TYPE
 from weblab_local.server.reading_ahead import ReadAheadRequest
 from weblab_local.server.request_bodies import ChatCompletionRequest, CompletionRequest
 from weblab_local.server.response_bodies import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
@@ -31,6 +33,7 @@ from weblab_local.server.static import add_page
 
 _ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorResponse, "description": "An error object"}}
 _STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 CurrentState = Callable[[], ServerState]
 """Gives what requests to the loaded model share. Raises ApiError where none is loaded."""
@@ -63,7 +66,11 @@ def _with_routes(current: CurrentState, config: ServerConfig, description: str) 
     )
     for kind in (RequestValidationError, HTTPException, WeblabError, Exception):
         app.add_exception_handler(kind, _error_response)
-    app.include_router(_api(current), dependencies=_key_scheme(config))
+    routers = [_api(current), llama_server_routes(current, _ERRORS)]
+    if config.metrics:
+        routers.append(_metrics(current))
+    for router in routers:
+        app.include_router(router, dependencies=_key_scheme(config))
 
     @app.get("/health", responses=_ERRORS)
     def health() -> Health:
@@ -132,6 +139,17 @@ def _api(current: CurrentState) -> APIRouter:
         state = current()
         state.require_model(model_id)
         return _card(state, model_id if model_id in state.names else state.model_id)
+
+    return router
+
+
+def _metrics(current: CurrentState) -> APIRouter:
+    router = APIRouter(responses=_ERRORS)
+
+    @router.get("/metrics", response_model=None, responses=_TEXT)
+    async def metrics() -> Response:
+        """What the server has done so far, in Prometheus' text form."""
+        return Response(current().metrics_text(), media_type=MEDIA_TYPE)
 
     return router
 

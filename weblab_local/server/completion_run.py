@@ -41,6 +41,8 @@ class CompletionRun:
                 if isinstance(event, ChoiceChunk):
                     self._chunks[event.index].append(event.chunk)
                     self._timed_out |= event.timed_out
+                    if event.chunk.stats is not None:
+                        self._state.metrics.add(event.chunk.stats, timed_out=event.timed_out)
                     if event.chunk.finish_reason is not None:
                         self._on_completed(complete(self._chunks[event.index]))
                 yield event

@@ -25,6 +25,7 @@ class ServerConfig:
     read_ahead      compute what is typed on the page, and what every conversation begins with, while nobody asks
     aliases         names for the model beside its own
     any_model       whether every name is taken for the loaded model
+    metrics         whether what the server has done can be read under /metrics
     strict          whether fields that an answer would not depend on are refused, instead of named in it
     """
 
@@ -40,6 +41,7 @@ class ServerConfig:
     aliases: Sequence[str] = ()
     any_model: bool = False
     strict: bool = False
+    metrics: bool = False
 
     def __post_init__(self) -> None:
         if not self.api_keys and not is_loopback(self.host):

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from weblab_local.errors import WeblabError
+from weblab_local.i18n import _
 from weblab_local.server.admission import Places
 from weblab_local.server.errors import ApiError, api_error, error_event
 
@@ -27,6 +28,9 @@ KEEP_ALIVE_SECONDS = 10.0
 """A stream that has nothing to send sends a comment so often: proxies and clients cut what is silent for long."""
 
 KEEP_ALIVE = b": keep-alive\n\n"
+
+ENDING = "weblab_local.ending"
+"""In a request's scope, an event that is set when the server is about to end."""
 
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -62,7 +66,7 @@ class EventStream(Response):
     """Server-sent events: a `data:` line for each JSON object, `data: [DONE]` at the end, comments while there is none.
 
     Status and headers are sent before the first object is there. So every exception becomes an event that holds the
-    error object and the status it would have had, and ends the stream.
+    error object and the status it would have had, and ends the stream; so does the server's end, with `[DONE]` too.
     """
 
     media_type = "text/event-stream"
@@ -77,24 +81,34 @@ class EventStream(Response):
         self._sending = asyncio.Lock()
         self._last_sent = 0.0
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them, as long as somebody is there and reads them."""
         with self._places:
             async with aclosing(self._objects):
-                await while_connected(receive, self._send_all(send), self._read_deadline())
+                await while_connected(receive, self._send_all(send, scope.get(ENDING)), self._read_deadline())
 
     async def _read_deadline(self) -> None:
         await self._generated.wait()
         await asyncio.sleep(READ_SECONDS)
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, ending: asyncio.Event | None) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self._last_sent = time.monotonic()
         comments = asyncio.create_task(self._keep_alive(send))
         failure: Exception | None = None
         try:
-            async for one in self._objects:
-                await self._send(send, _event(_json(one)))
+            try:
+                async with asyncio.timeout(None) as bound:
+                    watch = asyncio.create_task(_expire_with(ending, bound))
+                    async for one in self._objects:
+                        await self._send(send, _event(_json(one)))
+            except TimeoutError:
+                if not bound.expired():
+                    raise
+                ended = ApiError(503, _("The server is being ended."), code="server_ending")
+                await self._send(send, _event(_json(error_event(ended))))
+            finally:
+                watch.cancel()
             await self._send(send, _event("[DONE]"))
         except ClientDisconnect:
             raise
@@ -120,6 +134,13 @@ class EventStream(Response):
                 await asyncio.sleep(KEEP_ALIVE_SECONDS - silent)
             else:
                 await self._send(send, KEEP_ALIVE)
+
+
+async def _expire_with(ending: asyncio.Event | None, bound: asyncio.Timeout) -> None:
+    """Let what is bound end when the server does."""
+    if ending is not None:
+        await ending.wait()
+        bound.reschedule(asyncio.get_running_loop().time())
 
 
 def _json(one: Mapping[str, Any]) -> str:

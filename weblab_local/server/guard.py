@@ -25,7 +25,9 @@ from weblab_local.server.errors import ApiError, api_error
 
 logger = logging.getLogger(__name__)
 
-API = "/v1/"
+APIS = ("/v1/", "/tokenize", "/detokenize", "/props", "/metrics")
+"""What wants a key, where there are keys: how these addresses begin."""
+
 CLIENT_LEFT = 499
 """nginx's status for a client that did not wait for its response."""
 
@@ -101,7 +103,7 @@ class Guard:
                 _("Pages from elsewhere may not ask. Start with --cors-origin ORIGIN for one that may."),
                 code="origin_not_allowed",
             )
-        if self._keys and scope["path"].startswith(API):
+        if self._keys and scope["path"].startswith(APIS):
             self._check_key(headers)
 
     def _is_own_name(self, host: str) -> bool:

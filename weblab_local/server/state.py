@@ -18,6 +18,7 @@ from weblab_local.server.config import ServerConfig
 from weblab_local.server.conversation import GeneratedIds
 from weblab_local.server.errors import ApiError, printable, unsupported_parameter
 from weblab_local.server.fields import MOST_NAMES, Body, unused_fields
+from weblab_local.server.metrics import Metrics
 from weblab_local.server.reading_ahead import ReadingAhead
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class ServerState:
     config: ServerConfig
     generated_ids: GeneratedIds = field(default_factory=GeneratedIds)
     created: int = field(default_factory=lambda: int(time.time()))
+    metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.engine.n_parallel, self.config.queue)
@@ -82,6 +84,11 @@ class ServerState:
                 break
         return tuple(found)
 
+    def metrics_text(self) -> str:
+        """What was done so far and is being done, in Prometheus' text form."""
+        n_computed = min(self.admission.n_taken, self.engine.n_parallel)
+        return self.metrics.text(n_computed, self.admission.n_taken - n_computed)
+
     async def prepare(self, n: int, work: Callable[[], T]) -> tuple[T, Places]:
         """Return what `work` makes of a request for `n` choices, and the places they have from now on.
 
@@ -90,7 +97,11 @@ class ServerState:
         where there is no room, ForkedError where the server was made in another process, and what `work` raises.
         """
         self._home.require()
-        places = self.admission.admit(n)
+        try:
+            places = self.admission.admit(n)
+        except ApiError:
+            self.metrics.refused += 1
+            raise
         loop = asyncio.get_running_loop()
 
         def ended(_future: Future[T]) -> None:
