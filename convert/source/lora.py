@@ -92,6 +92,14 @@ class Lora:
     whole: Mapping[str, StoredTensor]
     saved_names: Mapping[str, str]
 
+    @property
+    def trained_whole(self) -> list[str]:
+        """Names of the tensors that were trained as a whole, sorted.
+
+        Of a module with A and B, peft saves a weight too where it is an embedding or the output matrix: the base's own.
+        """
+        return sorted(name for name in self.whole if name.removesuffix(".weight") not in self.pairs)
+
     def scaling(self, module: str) -> float:
         """What B @ A of the `module` is multiplied by."""
         return self.config.scaling(self.saved_names[module], self.adapter.scale)
@@ -135,9 +143,9 @@ def open_lora(argument: str, report: Callable[[str], None]) -> Lora:
     if weights is None:
         raise CheckpointError(f"{where} has no adapter_model.safetensors or adapter_model.bin.", _AGAIN)
     lora = _sorted(read_tensors(weights, as_saved, "adapter"), _adapter(source, config, scale, weights), config)
-    if scale != 1.0 and lora.whole:
+    if scale != 1.0 and lora.trained_whole:
         raise UnsupportedModelError(
-            f"{where} brings {min(lora.whole)} whole, in the base's place; that cannot be scaled by {scale:g}.",
+            f"{where} brings {lora.trained_whole[0]} whole, in the base's place; that cannot be scaled by {scale:g}.",
             "Leave the scale out.",
         )
     return lora

@@ -19,6 +19,9 @@ DEMO = "demo"
 IMATRIX_SUFFIX = ".imatrix.gguf"
 """How the names of importance matrices end that a conversion leaves beside the models."""
 
+ADAPTER_SUFFIX = ".lora.gguf"
+"""How the names of LoRA adapters end that `python -m convert.lora` writes beside the models."""
+
 _LFS_POINTER = b"version https://git-lfs"
 
 Progress = Callable[[int, int], None]
@@ -136,8 +139,9 @@ def _section(manifest: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def stored_models() -> list[StoredModel]:
-    """All models in the store, by name, also a link to a disk that is not there. An importance matrix is none."""
-    found = (path for path in models_dir().glob("*.gguf") if not path.name.endswith(IMATRIX_SUFFIX))
+    """All models in the store, by name, also a link to a disk that is not there; no importance matrix, no adapter."""
+    others = (IMATRIX_SUFFIX, ADAPTER_SUFFIX)
+    found = (path for path in models_dir().glob("*.gguf") if not path.name.endswith(others))
     paths = sorted(path for path in found if not path.is_dir())
     return [StoredModel(path, read_json(path.with_suffix(".json"))) for path in paths]
 
@@ -185,6 +189,11 @@ def import_model(path: Path, on_progress: Progress | None = None) -> StoredModel
         raise WeblabError(
             _("{path} is an importance matrix, not a model.").format(path=path),
             _("It is for converting: python -m convert MODEL --imatrix {path}").format(path=path),
+        )
+    if target.name.endswith(ADAPTER_SUFFIX):
+        raise WeblabError(
+            _("{path} is an adapter, not a model.").format(path=path),
+            _("It is used where it is: --lora {path}").format(path=path),
         )
     if target.exists():
         raise WeblabError(
