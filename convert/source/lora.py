@@ -6,7 +6,6 @@ base_model.model.MODULE.lora_B.bias                       scaled, is added to th
 base_model.model.[MODULE.base_layer.]weight or bias       a tensor that was trained, or saved, as a whole
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.errors import CheckpointError, ConversionError, UnsupportedModelError
+from convert.errors import CheckpointError, UnsupportedModelError
 from convert.source import download
 from convert.source.lora_config import LoraConfig, read_lora_config
 from convert.source.names import OUTPUT_NAMES, is_buffer, saved_twice
@@ -23,6 +22,7 @@ from convert.source.other_forms import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from convert.source.source import Adapter, Source, licence_of, local_source
 from convert.source.tensor_files import Rows, StoredTensor, as_saved, read_tensors
 from weblab_local.files import sha256
+from weblab_local.models.store import split_scale
 
 _AGAIN = "Download the adapter again, or save it again with peft's save_pretrained."
 _PREFIX = re.compile(r"(?:module\.|_orig_mod\.)*base_model\.model\.")
@@ -105,26 +105,10 @@ class Lora:
         return self.config.scaling(self.saved_names[module], self.adapter.scale)
 
 
-def split_scale(argument: str) -> tuple[str, float]:
-    """The adapter and its scale of ADAPTER or ADAPTER=SCALE, the scale 1 by default. Raises ConversionError."""
-    name, separator, scale = argument.rpartition("=")
-    if not separator or Path(argument).expanduser().exists():
-        return argument, 1.0
-    try:
-        found = float(scale)
-    except ValueError:
-        found = math.nan
-    if not name or not math.isfinite(found):
-        raise ConversionError(
-            f"--lora {argument}: {scale!r} is no scale.", "Give ADAPTER or ADAPTER=SCALE, like DIR=0.5."
-        )
-    return name, found
-
-
 def open_lora(argument: str, report: Callable[[str], None]) -> Lora:
     """Open the adapter of `--lora ADAPTER[=SCALE]`: a folder as peft's save_pretrained writes it, or an id on the Hub.
 
-    Raises ConversionError where there is none, CheckpointError where it is damaged, UnsupportedModelError where it
+    Raises DownloadError or CheckpointError where there is none, or a damaged one, UnsupportedModelError where it
     cannot be merged by adding to weights.
     """
     where, scale = split_scale(argument)

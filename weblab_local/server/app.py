@@ -24,7 +24,14 @@ from weblab_local.server.desktop.routes import Desktop, desktop_routes
 from weblab_local.server.errors import ErrorResponse, api_error, validation_error
 from weblab_local.server.guard import CLIENT_LEFT, Guard
 from weblab_local.server.request_bodies import ChatCompletionRequest, CompletionRequest
-from weblab_local.server.response_bodies import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
+from weblab_local.server.response_bodies import (
+    AdapterCard,
+    ChatCompletion,
+    Health,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+)
 from weblab_local.server.state import ServerState
 from weblab_local.server.static import add_page
 
@@ -148,4 +155,5 @@ def _card(state: ServerState) -> ModelCard:
         instruction_tuned=engine.has_template,
         license=found.licence,
         attribution=str(found),
+        adapters=[AdapterCard(name=a.name, scale=a.scale, license=a.licence) for a in engine.adapters],
     )

@@ -126,6 +126,14 @@ class TextCompletion(BaseModel):
     weblab: Extension
 
 
+class AdapterCard(BaseModel):
+    """A LoRA adapter that the model computes with."""
+
+    name: str
+    scale: float
+    license: str
+
+
 class ModelCard(BaseModel):
     """The model, and what whoever uses it has to know and to show."""
 
@@ -138,6 +146,7 @@ class ModelCard(BaseModel):
     instruction_tuned: bool
     license: str
     attribution: str
+    adapters: list[AdapterCard]
 
 
 class ModelList(BaseModel):
