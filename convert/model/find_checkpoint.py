@@ -47,6 +47,24 @@ def find_checkpoint(
     return _finished(merged(checkpoint, base, loras, say), base)
 
 
+def find_settings(source: str, revision: str | None) -> tuple[Checkpoint, Source]:
+    """Return the checkpoint as its settings describe it, not to be read: no weight is fetched; and where it is from.
+
+    Raises as `find_checkpoint` does.
+    """
+    folder = Path(source).expanduser()
+    if not folder.exists() and download.is_hub_id(source):
+        hub = download.find(source, revision, say, with_tokenizer=False)
+        small = download.fetch_small(hub, say)
+        base = Source(hub.repository.rpartition("/")[2], small, hub.repository, hub.commit)
+    else:
+        if revision is not None:
+            raise ConversionError("--revision is for checkpoints from the Hub, not for a folder.")
+        require_checkpoint_folder(folder)
+        base = local_source(folder)
+    return preview(base.folder, with_tokenizer=False), base
+
+
 def _finished(checkpoint: Checkpoint, base: Source) -> tuple[Checkpoint, str]:
     return checkpoint, merged_name(base.name, checkpoint.adapters)
 

@@ -129,7 +129,7 @@ def _require_all_targets(lora: Lora, modules: Sequence[str]) -> None:
                 f"{lora.config.where}: the weights {problem} {min(names)}"
                 + (f" and {len(names) - 1} more" if len(names) > 1 else "")
                 + ", by the target_modules and layers of adapter_config.json.",
-                "adapter_config.json and the weights are not of one adapter, or it was not saved whole.",
+                f"It was not saved whole, or the two files are not of one adapter. Or: {_other_model(lora)}",
             )
 
 
@@ -174,11 +174,11 @@ def _highest_id(folder: Path) -> int:
 def _warn_of_another_base(lora: Lora, base: Source, report: Callable[[str], None]) -> None:
     named, revision = lora.config.base, lora.config.revision
     if named and _last(named) not in (base.name.lower(), _last(base.repository)):
-        report(f"The adapter {lora.adapter.name} says that it was made for {named}; it is merged into {base.name}.")
+        report(f"The adapter {lora.adapter.name} says that it was made for {named}; the base here is {base.name}.")
     elif len(revision) == 40 and base.revision and revision != base.revision:
         report(
-            f"The adapter {lora.adapter.name} says that it was made for the revision {revision[:12]} of {named}; it is "
-            f"merged into {base.revision[:12]}."
+            f"The adapter {lora.adapter.name} says that it was made for the revision {revision[:12]} of {named}; "
+            f"this is {base.revision[:12]}."
         )
 
 

@@ -6,7 +6,6 @@ base_model.model.MODULE.lora_B.bias                       scaled, is added to th
 base_model.model.[MODULE.base_layer.]weight or bias       a tensor that was trained, or saved, as a whole
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.errors import CheckpointError, ConversionError, UnsupportedModelError
+from convert.errors import CheckpointError, UnsupportedModelError
 from convert.source import download
 from convert.source.lora_config import LoraConfig, read_lora_config
 from convert.source.names import OUTPUT_NAMES, is_buffer, saved_twice
@@ -23,6 +22,7 @@ from convert.source.other_forms import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from convert.source.source import Adapter, Source, licence_of, local_source
 from convert.source.tensor_files import Rows, StoredTensor, as_saved, read_tensors
 from weblab_local.files import sha256
+from weblab_local.models.store import split_scale
 
 _AGAIN = "Download the adapter again, or save it again with peft's save_pretrained."
 _PREFIX = re.compile(r"(?:module\.|_orig_mod\.)*base_model\.model\.")
@@ -92,31 +92,23 @@ class Lora:
     whole: Mapping[str, StoredTensor]
     saved_names: Mapping[str, str]
 
+    @property
+    def trained_whole(self) -> list[str]:
+        """Names of the tensors that were trained as a whole, sorted.
+
+        Of a module with A and B, peft saves a weight too where it is an embedding or the output matrix: the base's own.
+        """
+        return sorted(name for name in self.whole if name.removesuffix(".weight") not in self.pairs)
+
     def scaling(self, module: str) -> float:
         """What B @ A of the `module` is multiplied by."""
         return self.config.scaling(self.saved_names[module], self.adapter.scale)
 
 
-def split_scale(argument: str) -> tuple[str, float]:
-    """The adapter and its scale of ADAPTER or ADAPTER=SCALE, the scale 1 by default. Raises ConversionError."""
-    name, separator, scale = argument.rpartition("=")
-    if not separator or Path(argument).expanduser().exists():
-        return argument, 1.0
-    try:
-        found = float(scale)
-    except ValueError:
-        found = math.nan
-    if not name or not math.isfinite(found):
-        raise ConversionError(
-            f"--lora {argument}: {scale!r} is no scale.", "Give ADAPTER or ADAPTER=SCALE, like DIR=0.5."
-        )
-    return name, found
-
-
 def open_lora(argument: str, report: Callable[[str], None]) -> Lora:
     """Open the adapter of `--lora ADAPTER[=SCALE]`: a folder as peft's save_pretrained writes it, or an id on the Hub.
 
-    Raises ConversionError where there is none, CheckpointError where it is damaged, UnsupportedModelError where it
+    Raises DownloadError or CheckpointError where there is none, or a damaged one, UnsupportedModelError where it
     cannot be merged by adding to weights.
     """
     where, scale = split_scale(argument)
@@ -135,9 +127,9 @@ def open_lora(argument: str, report: Callable[[str], None]) -> Lora:
     if weights is None:
         raise CheckpointError(f"{where} has no adapter_model.safetensors or adapter_model.bin.", _AGAIN)
     lora = _sorted(read_tensors(weights, as_saved, "adapter"), _adapter(source, config, scale, weights), config)
-    if scale != 1.0 and lora.whole:
+    if scale != 1.0 and lora.trained_whole:
         raise UnsupportedModelError(
-            f"{where} brings {min(lora.whole)} whole, in the base's place; that cannot be scaled by {scale:g}.",
+            f"{where} brings {lora.trained_whole[0]} whole, in the base's place; that cannot be scaled by {scale:g}.",
             "Leave the scale out.",
         )
     return lora

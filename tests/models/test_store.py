@@ -166,6 +166,15 @@ def test_an_imported_file_with_its_suffix_twice_can_be_used_and_removed(tmp_path
     assert remove_model(model.name) == model.path
 
 
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "x.lora.gguf").write_bytes(b"GGUF")
+    with pytest.raises(WeblabError, match="is an adapter, not a model"):
+        import_model(tmp_path / "x.lora.gguf")
+    models_dir().mkdir(parents=True)
+    (models_dir() / "x.lora.gguf").write_bytes(b"GGUF")
+    assert stored_models() == []
+
+
 @pytest.mark.parametrize("name", ["x.imatrix.gguf", "x.imatrix", "x.imatrix.GGUF"])
 def test_an_importance_matrix_is_refused_before_it_is_copied(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"GGUF")

@@ -5,6 +5,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,9 +13,10 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 from transformers import AutoTokenizer
 
-from convert.demo.corpus import CHECKPOINT
+from convert.demo.corpus import ADAPTER, CHECKPOINT
 from tests.server.support import Running, events, serving, user
 from tests.support import reference
+from tests.support.adapters import as_gguf
 from tests.support.engines import LONG_ANSWERS, PAIRS, SHORT_ANSWERS, engine_of
 from weblab_local import SamplingParams, load
 from weblab_local.engine.prompt import CHAT_TEMPLATE
@@ -352,7 +354,15 @@ def test_the_model_list_has_licence_and_attribution(server: Running) -> None:
     extra = card.model_extra or {}
     assert (extra["license"], extra["context_length"], extra["max_parallel"]) == ("mit", 2048, 4)
     assert "MIT" in extra["attribution"]
+    assert extra["adapters"] == []
     assert server.client.models.retrieve(MODEL) == card
+
+
+def test_the_model_list_names_adapters(tmp_path: Path) -> None:
+    path = as_gguf(ADAPTER, CHECKPOINT, tmp_path / "adapter.gguf")
+    with load("demo", lora=[(path, 0.5)], n_ctx=256) as engine, serving(engine) as running:
+        (card,) = running.client.models.list().data
+    assert (card.model_extra or {})["adapters"] == [{"name": "weblab-demo-adapter", "scale": 0.5, "license": "mit"}]
 
 
 def test_another_model_is_refused_by_name(server: Running) -> None:

@@ -8,6 +8,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPTNeoXForCausalLM
 
+from convert.model.adapter_gguf import write_adapter
+from convert.model.find_checkpoint import find_settings
+from convert.source.lora import open_lora
+
 
 def base_model(checkpoint: Path) -> GPTNeoXForCausalLM:
     """The checkpoint in transformers, its weights as float32."""
@@ -55,3 +59,10 @@ def merged_by_peft(checkpoint: Path, *adapters: tuple[Path, float], model: Any =
                     module.set_scale("default", scale)
             merged = adapted.merge_and_unload()
     return merged  # type: ignore[no-any-return]
+
+
+def as_gguf(adapter: Path, base: Path, output: Path) -> Path:
+    """What `python -m convert.lora` makes of an adapter."""
+    checkpoint, source = find_settings(str(base), None)
+    write_adapter(checkpoint, source, open_lora(str(adapter), lambda _: None), output)
+    return output

@@ -109,3 +109,10 @@ class RuntimeOptions:
             help="Machines running rpc-worker, to take over some of the layers. Trusted networks only.",
         ),
     ] = ""
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=n_("FILE[=SCALE]"),
+            help="A LoRA adapter to compute with, made by python -m convert.lora; may be repeated.",
+        ),
+    ] = None

@@ -33,6 +33,7 @@ def gpu_layers(text: str) -> int | Literal["auto"]:
 def open_model(model: str | None, runtime: RuntimeOptions, *, n_ctx: int | None, n_parallel: int = 1) -> Engine:
     """Load a model; at a terminal with a bar on stderr. Ctrl-C cancels the loading."""
     from weblab_local.models.loading import load
+    from weblab_local.models.store import split_scale
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     shown = sys.stderr.isatty()
@@ -57,6 +58,7 @@ def open_model(model: str | None, runtime: RuntimeOptions, *, n_ctx: int | None,
             kv_type=runtime.kv_type,
             drafts=runtime.drafts,
             rpc=tuple(filter(None, runtime.rpc.split(","))),
+            lora=[split_scale(adapter) for adapter in runtime.lora or ()],
             on_progress=on_progress,
         )
     if interrupted.is_set():

@@ -15,7 +15,7 @@ from weblab_local.engine.generation import AsyncGeneration, Chunk, Completion, G
 from weblab_local.engine.options import PromptOptions, spells_out_options, with_defaults
 from weblab_local.engine.prompt_ids import PromptIds
 from weblab_local.engine.sampling import SamplingParams
-from weblab_local.engine.settings import require_settings
+from weblab_local.engine.settings import require_settings, state_key
 from weblab_local.engine.stopping import TURN_STOPS
 from weblab_local.engine.uncopyable import Uncopyable
 from weblab_local.engine.users import closed_error
@@ -56,6 +56,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         drafts: bool | None = None,
         devices: Sequence[int] | None = None,
         tensor_split: Sequence[float] = (),
+        lora: Sequence[tuple[Path, float]] = (),
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         """Load the GGUF at `path`; `weblab_local.load` finds it by name and plans the rest.
@@ -70,6 +71,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         drafts            guess tokens ahead and check them together; None: in answers that are drawn without a seed
         devices           ggml devices to offload to; None: llama.cpp's own choice
         tensor_split      proportions of the offloaded layers on them; (): by their free memory
+        lora              adapters to compute with, in llama.cpp's form, each with its scale
         on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
 
         Raises ModelFileError for a file that is no GPT-NeoX or damaged, WeblabError for settings that cannot be.
@@ -77,35 +79,34 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         require_settings(n_ctx, n_parallel, n_threads, kv_type, flash_attention)
         from weblab_local.engine.drafts import Drafts
         from weblab_local.engine.scheduler import Scheduler
+        from weblab_local.llama.adapters import open_adapters
         from weblab_local.llama.context import Context, Model
-        from weblab_local.llama.gguf_header import read_header
-        from weblab_local.llama.gptneox import require_gptneox
+        from weblab_local.llama.gptneox import read_gptneox
         from weblab_local.machine.devices import description, physical_cores
         from weblab_local.machine.footprint import batch_size
         from weblab_local.machine.tensor_limit import largest_tensor, require_room_for_keys
 
-        header = read_header(path)
-        require_gptneox(header)
+        header = read_gptneox(path)
         self.path = path.absolute()
         self.plan: Plan | None = None
         self.placement: Placement | None = None
         self.warnings: list[str] = []
         """What `weblab_local.load` planned, what llama.cpp reported, and what a person should know about that."""
         self.metadata: Mapping[str, Any] = header.metadata
+        self.adapters = open_adapters(lora, header)
         self.n_ctx = n_ctx
         self.n_parallel = n_parallel
         self.kv_type = kv_type
-        self.kv_settings = f"flash_attention={flash_attention} n_gpu_layers={n_gpu_layers}"
+        used = (devices or ()) if n_gpu_layers else ()
+        self.kv_settings = state_key(flash_attention, n_gpu_layers, map(description, used), self.adapters)
         """What else a saved KV state depends on."""
-        if n_gpu_layers and devices:
-            self.kv_settings += f" devices={', '.join(map(description, devices))}"
-            for handle in devices:
-                require_room_for_keys(header, n_ctx, kv_type, description(handle), largest_tensor(handle))
+        for handle in used:
+            require_room_for_keys(header, n_ctx, kv_type, description(handle), largest_tensor(handle))
         self.n_ctx_train = header.hparam("context_length")
         self.n_threads = n_threads or physical_cores()
         n_batch = max(n_parallel, n_batch or batch_size(n_parallel, n_gpu_layers))
         self._model = Model(
-            path, n_gpu_layers, repack=repack, devices=devices, tensor_split=tensor_split, on_progress=on_progress
+            path, n_gpu_layers, on_progress, self.adapters, repack=repack, devices=devices, tensor_split=tensor_split
         )
         try:
             self._context = Context(
@@ -164,7 +165,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
     def description(self) -> tuple[str, str]:
         """Two lines for a person: the model, and where it runs."""
         size = self.path.stat().st_size / 1e9
-        model = f"{self.path.stem} ({size:.2f} GB)"
+        model = " + ".join([f"{self.path.stem} ({size:.2f} GB)", *(f"{a.name} ({a.scale:g})" for a in self.adapters)])
         where = " ".join(self.plan.reasons) if self.plan is not None else ""
         return model, where or _("n_ctx {n_ctx}, KV cache {kv_type}").format(n_ctx=self.n_ctx, kv_type=self.kv_type)
 

@@ -1,8 +1,21 @@
-"""Settings of an engine that cannot be, refused before anything is loaded."""
+"""Settings of an engine: those that cannot be are refused before anything is loaded."""
+
+from collections.abc import Iterable
 
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _
+from weblab_local.llama.adapters import Adapter
 from weblab_local.llama.kv_types import KvType, require_kv_type
+
+
+def state_key(
+    flash_attention: bool | None, n_gpu_layers: int, devices: Iterable[str], adapters: Iterable[Adapter]
+) -> str:
+    """What a saved KV state depends on besides the model: how it was computed, on which devices, with what adapters."""
+    parts = [f"flash_attention={flash_attention} n_gpu_layers={n_gpu_layers}"]
+    if names := ", ".join(devices):
+        parts.append(f"devices={names}")
+    return " ".join([*parts, *(f"lora={adapter.identity}" for adapter in adapters)])
 
 
 def require_settings(

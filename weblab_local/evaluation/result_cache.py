@@ -29,7 +29,8 @@ def cache_of(engine: Engine) -> "ResultCache":
     """Open the cache of a loaded model, for its n_ctx and type of KV cache."""
     file = engine.path.stat()
     identity = (engine.path.resolve(), file.st_size, file.st_mtime_ns, engine.longest_sequence, engine.kv_type)
-    return ResultCache(cache_path(engine.path.stem, *identity))
+    adapters = (adapter.identity for adapter in engine.adapters)
+    return ResultCache(cache_path(engine.path.stem, *identity, *adapters))
 
 
 class ResultCache(AbstractContextManager["ResultCache"]):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from weblab_local.errors import ModelFileError, WeblabError
 from weblab_local.i18n import _
 from weblab_local.llama import backends
+from weblab_local.llama.adapters import Adapter
 from weblab_local.llama.end_tokens import END_TOKENS_KEY, from_text
 from weblab_local.llama.kv_types import KvType
 from weblab_local.llama.log import collect_errors
@@ -48,15 +49,17 @@ class Model:
         self,
         path: Path,
         n_gpu_layers: int,
+        on_progress: LoadProgress | None = None,
+        adapters: Sequence[Adapter] = (),
         *,
         repack: bool = True,
         devices: Sequence[int] | None = None,
         tensor_split: Sequence[float] = (),
-        on_progress: LoadProgress | None = None,
     ) -> None:
         """Load the weights. `devices` are ggml device handles to offload to; None is llama.cpp's own choice.
 
-        `tensor_split` are the proportions of the offloaded layers on them; without, by their free memory.
+        `tensor_split` are the proportions of the offloaded layers on them; without, by their free memory. All contexts
+        compute with the `adapters`.
 
         Raises ModelFileError with llama.cpp's error lines, or whatever `on_progress` raised.
         """
@@ -94,12 +97,26 @@ class Model:
                 ),
                 _("If memory is short, take a smaller quantization; if the file is damaged, convert again."),
             )
+        self.adapters = [(self._adapter(adapter.path), adapter.scale) for adapter in adapters]
         self.vocab = lib.llama_model_get_vocab(self.handle)
         self.tokenizer = Tokenizer(self.vocab)
         self.n_vocab = len(self.tokenizer.pieces)
         self.eos = int(lib.llama_vocab_eos(self.vocab))
         self._ends = frozenset(token for token in range(self.n_vocab) if lib.llama_vocab_is_eog(self.vocab, token))
         self._ends |= self._more_ends()
+
+    def _adapter(self, path: Path) -> Any:
+        """llama.cpp's pointer to the adapter, which it frees with the model. Raises ModelFileError."""
+        with collect_errors() as errors:
+            handle = lib.llama_adapter_lora_init(self.handle, os.fsencode(path))
+        if not handle:
+            self.close()
+            raise ModelFileError(
+                _("llama.cpp cannot load {path}: {reason}").format(
+                    path=path, reason=" ".join(errors) or _("it gives no reason")
+                )
+            )
+        return handle
 
     def is_end(self, token: int) -> bool:
         """Whether `token` ends a text."""
@@ -166,6 +183,11 @@ class Context:
                 ),
                 _("Use a smaller n_ctx, or kv_type q8_0."),
             )
+        if model.adapters:
+            handles, scales = zip(*model.adapters, strict=True)
+            n = len(handles)
+            pointers = (lib.llama_adapter_lora_p_ctypes * n)(*handles)
+            lib.llama_set_adapters_lora(self._handle, pointers, n, (ctypes.c_float * n)(*scales))
         self._cleanup = ExitStack()
         self.n_batch = n_batch
         self._n_vocab = model.n_vocab

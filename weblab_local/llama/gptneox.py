@@ -7,11 +7,12 @@ llama-vocab.cpp, models/gptneox.cpp, and in ggml-cpu's ops.cpp (rope, norm, get_
 import math
 import reprlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from weblab_local.errors import ModelFileError
 from weblab_local.i18n import _
-from weblab_local.llama.gguf_header import ARCHITECTURE, Header, read_arrays
+from weblab_local.llama.gguf_header import ARCHITECTURE, Header, read_arrays, read_header
 
 _MOST_LAYERS = 512
 """LLAMA_MAX_LAYERS."""
@@ -75,6 +76,13 @@ _RULES: Mapping[str, _Rule] = {
     _Rule("u32", False, lambda n: n == 0),
 )
 """By the key without the architecture's name."""
+
+
+def read_gptneox(path: Path) -> Header:
+    """Read the header of a GPT-NeoX. Raises ModelFileError as `read_header` and `require_gptneox` do."""
+    header = read_header(path)
+    require_gptneox(header)
+    return header
 
 
 def require_gptneox(header: Header) -> None:

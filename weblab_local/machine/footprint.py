@@ -7,7 +7,7 @@ tests/benchmarks/memory.py prints these numbers beside llama.cpp's own.
 
 import ctypes
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from weblab_local.llama import ggml
@@ -50,15 +50,15 @@ class Shape:
     output: int
 
     @classmethod
-    def of(cls, header: Header) -> "Shape":
-        """Read it from a header. ModelFileError when something is missing there."""
+    def of(cls, header: Header, more: Mapping[str, int] | None = None) -> "Shape":
+        """Read it from a header; `more` are bytes beside its tensors, by name. ModelFileError if it lacks something."""
         n_layer, n_embd = header.hparam("block_count"), header.hparam("embedding_length")
         n_ff = header.hparam("feed_forward_length")
         embedding = header.tensors["token_embd.weight"]
         n_vocab = embedding.nbytes // row_bytes(embedding.ggml_type, n_embd)
         sizes: Counter[str] = Counter()
         for name, tensor in header.tensors.items():
-            sizes[group_of(name)] += tensor.nbytes
+            sizes[group_of(name)] += tensor.nbytes + (more or {}).get(name, 0)
         return cls(
             n_layer=n_layer,
             n_embd=n_embd,

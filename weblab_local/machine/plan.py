@@ -113,10 +113,11 @@ class _Wanted:
     kv_type: KvType
     flash_attention: bool
     n_batch: int | None
+    adapters: Mapping[str, int]
 
     @cached_property
     def shape(self) -> Shape:
-        return Shape.of(self.header)
+        return Shape.of(self.header, self.adapters)
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def make_plan(
     n_batch: int | None = None,
     n_gpu_layers: int | Literal["auto"] = "auto",
     repacked: Mapping[str, tuple[str, int]] | None = None,
+    adapters: Mapping[str, int] | None = None,
 ) -> Plan:
     """Decide what goes where.
 
@@ -155,10 +157,13 @@ def make_plan(
     n_batch         prompt tokens computed at once; None: `footprint.batch_size`
     n_gpu_layers    a number, of which what does not fit is an error; -1 is all; "auto": as many as fit with a margin
     repacked        what `repack.repacked` says; None when weights stay as they are
+    adapters        bytes of LoRA adapters by the tensors that they change, beside which llama.cpp puts them
 
     Raises NotEnoughMemory, which says what would fit.
     """
-    wanted = _Wanted(header, repacked or {}, n_ctx, n_parallel, kv_type, flash_attention is not False, n_batch)
+    wanted = _Wanted(
+        header, repacked or {}, n_ctx, n_parallel, kv_type, flash_attention is not False, n_batch, adapters or {}
+    )
     targets = _with_room_for_keys(wanted, offload_targets(devices), required=n_gpu_layers not in ("auto", 0))
     everything = wanted.shape.n_layer + 1
     if n_gpu_layers == "auto":

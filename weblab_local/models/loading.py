@@ -11,8 +11,8 @@ from weblab_local.errors import NotEnoughMemory
 from weblab_local.i18n import _
 from weblab_local.llama import compatibility
 from weblab_local.llama import log as llama_log
-from weblab_local.llama.gguf_header import read_header
-from weblab_local.llama.gptneox import require_gptneox
+from weblab_local.llama.adapters import adapter_bytes, open_adapters
+from weblab_local.llama.gptneox import read_gptneox
 from weblab_local.llama.kv_types import KvType, require_kv_type
 from weblab_local.machine.devices import Device, list_devices, ram
 from weblab_local.machine.placement import Placement, read_placement
@@ -20,7 +20,7 @@ from weblab_local.machine.plan import Plan, make_plan
 from weblab_local.machine.repack import repacked
 from weblab_local.machine.rpc import register
 from weblab_local.machine.tuning import Choice, choose
-from weblab_local.models.store import find_model
+from weblab_local.models.store import find_adapter, find_model
 
 logger = logging.getLogger("weblab_local")
 
@@ -38,6 +38,7 @@ def plan(
     flash_attention: bool | None = None,
     repack: bool = True,
     rpc: Sequence[str] = (),
+    lora: Sequence[tuple[Path, float]] = (),
     devices: Sequence[Device] | None = None,
 ) -> Plan:
     """What `load` would do with the GGUF at `path` here and now, without reading its weights. Raises what it raises.
@@ -45,8 +46,7 @@ def plan(
     `devices` are those to plan for, the CPU among them; None: all of ggml's and those of the workers `rpc`.
     """
     require_kv_type(kv_type)
-    header = read_header(path)
-    require_gptneox(header)
+    header = read_gptneox(path)
     if devices is None:
         devices = list_devices(register(rpc) if rpc else ())
     cpu = next(device for device in devices if device.kind == "cpu")
@@ -60,6 +60,7 @@ def plan(
         flash_attention=flash_attention,
         n_gpu_layers=n_gpu_layers,
         repacked=repacked(header, cpu.handle) if repack else None,
+        adapters=adapter_bytes(open_adapters(lora, header)),
     )
 
 
@@ -75,6 +76,7 @@ def load(
     repack: bool | None = None,
     drafts: bool | None = None,
     rpc: Sequence[str] = (),
+    lora: Sequence[tuple[str | Path, float]] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> Engine:
     """Load a model, planned for this machine. The engine has the `plan` and llama.cpp's own `placement`.
@@ -84,6 +86,7 @@ def load(
     n_gpu_layers      layers on GPUs and workers; -1 is all, "auto" as many as fit
     drafts            guess tokens ahead and check them together; None: in answers that are drawn without a seed
     rpc               workers that take layers too, as host:port; what to know of them is in `machine.rpc`
+    lora              LoRA adapters to compute with: each a GGUF's path, or its name in the store, and its scale
     on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
 
     The rest is Engine's, and where it is None what `weblab-local bench --save` found best on this machine. Where
@@ -92,6 +95,7 @@ def load(
     ModelNotFoundError, ModelFileError, NotEnoughMemory, WorkerError, or WeblabError for settings that cannot be.
     """
     path = find_model(name_or_path)
+    adapters = [(find_adapter(adapter), scale) for adapter, scale in lora]
     choice = choose(n_threads, kv_type, flash_attention, repack)
     choices = _cache_choices(n_ctx, kv_type, choice)
     usual = choices[0]
@@ -106,6 +110,7 @@ def load(
             flash_attention=choice.flash_attention,
             repack=choice.repack,
             rpc=rpc,
+            lora=adapters,
         ),
     )
     engine = load_planned(
@@ -115,6 +120,7 @@ def load(
         n_ctx=n_ctx,
         n_parallel=n_parallel,
         drafts=drafts,
+        lora=adapters,
         on_progress=on_progress,
     )
     engine.warnings = [
@@ -135,6 +141,7 @@ def load_planned(
     n_ctx: int,
     n_parallel: int = 1,
     drafts: bool | None = None,
+    lora: Sequence[tuple[Path, float]] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> Engine:
     """Load the GGUF at `path` as `plan` planned it with the same settings, and read back what llama.cpp did.
@@ -155,6 +162,7 @@ def load_planned(
             drafts=drafts,
             devices=[device.handle for device in planned.devices],
             tensor_split=planned.tensor_split,
+            lora=lora,
             on_progress=on_progress,
         )
     engine.plan, engine.placement = planned, read_placement(lines)

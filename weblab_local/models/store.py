@@ -1,6 +1,7 @@
 """Where models live: the converted ones in the user's data directory, and the demo model inside the package."""
 
 import hashlib
+import math
 import os
 import shutil
 import unicodedata
@@ -18,6 +19,9 @@ DEMO = "demo"
 
 IMATRIX_SUFFIX = ".imatrix.gguf"
 """How the names of importance matrices end that a conversion leaves beside the models."""
+
+ADAPTER_SUFFIX = ".lora.gguf"
+"""How the names of LoRA adapters end that `python -m convert.lora` writes beside the models."""
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -54,6 +58,40 @@ def find_model(name_or_path: str | None = None) -> Path:
             name=name_or_path, folder=models_dir()
         ),
         _("Give a path to a GGUF, the name of a model in the store, or `demo`."),
+    )
+
+
+def split_scale(argument: str) -> tuple[str, float]:
+    """The adapter and its scale of FILE or FILE=SCALE, the scale 1 by default. WeblabError for a scale that is none."""
+    name, separator, scale = argument.rpartition("=")
+    if not separator or Path(argument).expanduser().exists():
+        return argument, 1.0
+    try:
+        found = float(scale)
+    except ValueError:
+        found = math.nan
+    if not name or not math.isfinite(found):
+        raise WeblabError(
+            _("{argument}: {scale!r} is no scale of an adapter.").format(argument=argument, scale=scale),
+            _("Give the adapter, and a number if it is to count more or less: --lora NAME=0.5"),
+        )
+    return name, found
+
+
+def find_adapter(name_or_path: str | Path) -> Path:
+    """The GGUF of an adapter: a path, or a name in the store (with or without .lora.gguf).
+
+    Raises ModelNotFoundError when there is none, ModelFileError when the path is no GGUF.
+    """
+    name = str(name_or_path)
+    for path in (Path(name), models_dir() / name, models_dir() / f"{name}{ADAPTER_SUFFIX}"):
+        if os.path.isfile(path := with_home(path)):  # noqa: PTH113 (this one never raises)
+            return _require_gguf(path)
+    raise ModelNotFoundError(
+        _("There is no adapter called {name!r}, neither as a file nor in {folder}.").format(
+            name=name, folder=models_dir()
+        ),
+        _("Make one of what peft saved: python -m convert.lora ADAPTER --base CHECKPOINT"),
     )
 
 
@@ -136,8 +174,9 @@ def _section(manifest: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def stored_models() -> list[StoredModel]:
-    """All models in the store, by name, also a link to a disk that is not there. An importance matrix is none."""
-    found = (path for path in models_dir().glob("*.gguf") if not path.name.endswith(IMATRIX_SUFFIX))
+    """All models in the store, by name, also a link to a disk that is not there; no importance matrix, no adapter."""
+    others = (IMATRIX_SUFFIX, ADAPTER_SUFFIX)
+    found = (path for path in models_dir().glob("*.gguf") if not path.name.endswith(others))
     paths = sorted(path for path in found if not path.is_dir())
     return [StoredModel(path, read_json(path.with_suffix(".json"))) for path in paths]
 
@@ -185,6 +224,11 @@ def import_model(path: Path, on_progress: Progress | None = None) -> StoredModel
         raise WeblabError(
             _("{path} is an importance matrix, not a model.").format(path=path),
             _("It is for converting: python -m convert MODEL --imatrix {path}").format(path=path),
+        )
+    if target.name.endswith(ADAPTER_SUFFIX):
+        raise WeblabError(
+            _("{path} is an adapter, not a model.").format(path=path),
+            _("It is used where it is: --lora {path}").format(path=path),
         )
     if target.exists():
         raise WeblabError(

@@ -27,7 +27,14 @@ from weblab_local.server.llama_server import llama_server_routes
 from weblab_local.server.metrics import MEDIA_TYPE
 from weblab_local.server.reading_ahead import ReadAheadRequest
 from weblab_local.server.request_bodies import ChatCompletionRequest, CompletionRequest
-from weblab_local.server.response_bodies import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
+from weblab_local.server.response_bodies import (
+    AdapterCard,
+    ChatCompletion,
+    Health,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+)
 from weblab_local.server.state import ServerState
 from weblab_local.server.static import add_page
 
@@ -175,4 +182,5 @@ def _card(state: ServerState, name: str) -> ModelCard:
         reads_ahead=state.reading_ahead.enabled,
         license=found.licence,
         attribution=str(found),
+        adapters=[AdapterCard(name=a.name, scale=a.scale, license=a.licence) for a in engine.adapters],
     )

@@ -131,6 +131,14 @@ class TextCompletion(BaseModel):
     weblab: Extension
 
 
+class AdapterCard(BaseModel):
+    """A LoRA adapter that the model computes with."""
+
+    name: str
+    scale: float
+    license: str
+
+
 class ModelCard(BaseModel):
     """The model, and what whoever uses it has to know and to show."""
 
@@ -144,6 +152,7 @@ class ModelCard(BaseModel):
     reads_ahead: bool
     license: str
     attribution: str
+    adapters: list[AdapterCard]
 
 
 class ModelList(BaseModel):

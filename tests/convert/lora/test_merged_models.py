@@ -197,7 +197,7 @@ def test_another_base_than_the_adapter_names_is_said(
     base = Path(shutil.copytree(named[0], tmp_path / "another"))
     converted(base, tmp_path / "out", "F16", lora=[str(named[1])])
     said = capsys.readouterr().err
-    assert "The adapter a-lora says that it was made for matsuo-lab/weblab-10b; it is merged into another." in said
+    assert "The adapter a-lora says that it was made for matsuo-lab/weblab-10b; the base here is another." in said
 
 
 def test_another_revision_than_the_adapter_names_is_said(

@@ -16,6 +16,7 @@ from tests.convert.refusals.damage import Malicious, edit_json
 from tests.support.adapters import base_model, random_adapter
 from tests.support.checkpoints import random_checkpoint
 from tests.support.conversions import converted, files_in
+from weblab_local.errors import WeblabError
 
 WEIGHTS = "adapter_model.safetensors"
 Edit = Callable[[dict[str, torch.Tensor]], Any]
@@ -202,7 +203,8 @@ def test_two_adapters_that_bring_the_same_matrix(checkpoint: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("scale", ["=much", "=", "=nan", "=inf"])
 def test_a_scale_that_is_no_number(checkpoint: Path, adapter: Path, scale: str) -> None:
-    assert f"{scale[1:]!r} is no scale" in refusal(checkpoint, adapter, scale).message
+    with pytest.raises(WeblabError, match=f"{scale[1:]!r} is no scale of an adapter"):
+        converted(checkpoint, checkpoint.parent / "out", "F16", lora=[f"{adapter}{scale}"])
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
