@@ -47,7 +47,10 @@ def measure_app() -> None:
     served, shown = [], []
     with sync_playwright() as playwright:
         for _ in range(RUNS):
-            with tempfile.TemporaryDirectory() as home, double_clicked(Path(home), playwright) as opened:
+            with (
+                tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home,
+                double_clicked(Path(home), playwright) as opened,
+            ):
                 opened.chat.page.get_by_role("dialog").wait_for()
                 shown.append(time.perf_counter() - opened.started)
                 served.append(opened.served - opened.started)
