@@ -28,6 +28,7 @@ from weblab_local.server.metrics import MEDIA_TYPE
 from weblab_local.server.ollama.routes import ollama_routes
 from weblab_local.server.request_bodies import ChatCompletionRequest, CompletionRequest
 from weblab_local.server.response_bodies import ChatCompletion, Health, ModelCard, ModelList, TextCompletion
+from weblab_local.server.responses.routes import responses_routes
 from weblab_local.server.state import ServerState
 from weblab_local.server.static import add_page
 
@@ -66,6 +67,7 @@ def _with_routes(current: CurrentState, config: ServerConfig, description: str) 
     for kind in (RequestValidationError, HTTPException, WeblabError, Exception):
         app.add_exception_handler(kind, _error_response)
     routers = [_api(current), llama_server_routes(current, _ERRORS), ollama_routes(current)]
+    routers.append(responses_routes(current, _ERRORS))
     if config.metrics:
         routers.append(_metrics(current))
     for router in routers:
@@ -86,7 +88,7 @@ def _guarded(app: ASGIApp, config: ServerConfig) -> ASGIApp:
     return CORSMiddleware(
         guarded,
         allow_origins=config.cors_origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         allow_private_network=True,
         expose_headers=["Retry-After"],

@@ -79,7 +79,7 @@ class ChatCompletionRun(CompletionRun):
     def _response(self, completions: Sequence[Completion]) -> ChatCompletion:
         return ChatCompletion(
             id=self._id,
-            created=self._created,
+            created=self.created,
             model=self._state.model_id,
             choices=[
                 ChatChoice(
@@ -111,7 +111,7 @@ class ChatCompletionRun(CompletionRun):
                 for one in self._chunk_objects(event):
                     yield one
         if options.include_usage:
-            stats = [completion.stats for completion in self._completions]
+            stats = [completion.stats for completion in self.completions]
             yield self._stream_object([], usage=usage_of(stats[:1], stats).model_dump())
 
     def _chunk_objects(self, choice_chunk: ChoiceChunk) -> Sequence[dict[str, Any]]:

@@ -37,7 +37,7 @@ class CompletionRun:
         self.generated = asyncio.Event()
         """Set when the engine is done with all choices; a slow client may still be reading them."""
         self._id = f"{self.ID_PREFIX}-{uuid.uuid4().hex}"
-        self._created = int(time.time())
+        self.created = int(time.time())
 
     async def events(self, *, progress: bool = False) -> AsyncGenerator[ChoiceEvent, None]:
         """Yield the engine's events, keeping every chunk."""
@@ -64,17 +64,18 @@ class CompletionRun:
         async with aclosing(self.events()) as events:
             async for _event in events:
                 pass
-        return self._completions
+        return self.completions
 
     @property
-    def _completions(self) -> list[Completion]:
+    def completions(self) -> list[Completion]:
+        """That of each choice, once all have ended."""
         return [complete(chunks) for chunks in self._chunks]
 
     def _stream_object(self, choices: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {
             "id": self._id,
             "object": self.STREAM_OBJECT,
-            "created": self._created,
+            "created": self.created,
             "model": self._state.model_id,
             "choices": choices,
             **more,

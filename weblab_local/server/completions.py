@@ -78,7 +78,7 @@ class TextCompletionRun(CompletionRun):
         stats = [completion.stats for completion in completions]
         return TextCompletion(
             id=self._id,
-            created=self._created,
+            created=self.created,
             model=self._state.model_id,
             choices=[
                 TextChoice(
@@ -102,7 +102,7 @@ class TextCompletionRun(CompletionRun):
             async for event in events:
                 yield self._progress_object(event) if isinstance(event, PrefillProgress) else self._chunk_object(event)
         if options.include_usage:
-            stats = [completion.stats for completion in self._completions]
+            stats = [completion.stats for completion in self.completions]
             yield self._stream_object([], usage=usage_of(stats[:: self._body.n], stats).model_dump())
 
     def _chunk_object(self, choice_chunk: ChoiceChunk) -> dict[str, Any]:

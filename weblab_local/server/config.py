@@ -24,6 +24,7 @@ class ServerConfig:
     timeout         seconds to compute an answer, which then ends where it is; a request waits as long for its turn
     aliases         names for the model beside its own
     any_model       whether every name is taken for the loaded model
+    responses       how many responses of the Responses API are kept in memory
     metrics         whether what the server has done can be read under /metrics
     strict          whether fields that an answer would not depend on are refused, instead of named in it
     """
@@ -39,6 +40,7 @@ class ServerConfig:
     aliases: Sequence[str] = ()
     any_model: bool = False
     strict: bool = False
+    responses: int = 64
     metrics: bool = False
 
     def __post_init__(self) -> None:

@@ -163,6 +163,21 @@ class LineStream(EventStream):
         return LineStream._object(error.of_ollama)
 
 
+class TypedEventStream(EventStream):
+    """The same as the Responses API has it: an event's type is on a line of its own too; the last type is the end."""
+
+    LAST = b""
+
+    @staticmethod
+    def _object(one: Mapping[str, Any]) -> bytes:
+        return f"event: {one['type']}\n".encode() + _event(_json(one))
+
+    @staticmethod
+    def _error(error: ApiError) -> bytes:
+        said = error.body.error.model_dump() | {"type": "error", "sequence_number": 0}
+        return TypedEventStream._object(said)
+
+
 async def _expire_with(ending: asyncio.Event | None, bound: asyncio.Timeout) -> None:
     """Let what is bound end when the server does."""
     if ending is not None:

@@ -19,6 +19,7 @@ from weblab_local.server.conversation import GeneratedIds
 from weblab_local.server.errors import ApiError, printable, unsupported_parameter
 from weblab_local.server.fields import MOST_NAMES, Body, unused_fields
 from weblab_local.server.metrics import Metrics
+from weblab_local.server.responses.stored import StoredResponses
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
+        self.responses = StoredResponses(self.config.responses)
         self.admission = Admission(self.engine.n_parallel, self.config.queue)
         self._preparing = ThreadPoolExecutor(PREPARED_AT_ONCE, "weblab-local prepare")
         self._home = Home()
