@@ -79,6 +79,9 @@ class ServerOptions:
             "--strict", help="Refuse fields that are not honoured, by their name, instead of naming them in the answer."
         ),
     ] = False
+    responses: Annotated[
+        int, typer.Option(min=0, help="Answers of /v1/responses that are kept in memory, to be gone on with.")
+    ] = 64
     metrics: Annotated[
         bool, typer.Option("--metrics", help="Give counts and speeds under /metrics, in Prometheus' text form.")
     ] = False
@@ -129,6 +132,7 @@ def run(options: ServerOptions, load: "Callable[[], Engine]") -> None:
         aliases=options.alias or (),
         any_model=options.any_model,
         strict=options.strict,
+        responses=options.responses,
         metrics=options.metrics,
     )
     if options.log:

@@ -25,6 +25,7 @@ from weblab_local.server.errors import ErrorResponse, api_error, validation_erro
 from weblab_local.server.guard import CLIENT_LEFT, Guard
 from weblab_local.server.llama_server import llama_server_routes
 from weblab_local.server.metrics import MEDIA_TYPE
+from weblab_local.server.ollama.routes import ollama_routes
 from weblab_local.server.reading_ahead import ReadAheadRequest
 from weblab_local.server.request_bodies import ChatCompletionRequest, CompletionRequest
 from weblab_local.server.response_bodies import (
@@ -35,6 +36,7 @@ from weblab_local.server.response_bodies import (
     ModelList,
     TextCompletion,
 )
+from weblab_local.server.responses.routes import responses_routes
 from weblab_local.server.state import ServerState
 from weblab_local.server.static import add_page
 
@@ -73,7 +75,8 @@ def _with_routes(current: CurrentState, config: ServerConfig, description: str) 
     )
     for kind in (RequestValidationError, HTTPException, WeblabError, Exception):
         app.add_exception_handler(kind, _error_response)
-    routers = [_api(current), llama_server_routes(current, _ERRORS)]
+    routers = [_api(current), llama_server_routes(current, _ERRORS), ollama_routes(current)]
+    routers.append(responses_routes(current, _ERRORS))
     if config.metrics:
         routers.append(_metrics(current))
     for router in routers:
@@ -94,7 +97,7 @@ def _guarded(app: ASGIApp, config: ServerConfig) -> ASGIApp:
     return CORSMiddleware(
         guarded,
         allow_origins=config.cors_origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         allow_private_network=True,
         expose_headers=["Retry-After"],
@@ -106,12 +109,13 @@ def _key_scheme(config: ServerConfig) -> list[Any]:
     return [Depends(HTTPBearer(auto_error=False))] if config.api_keys else []
 
 
-def _error_response(_request: Request, error: Exception) -> Response:
+def _error_response(request: Request, error: Exception) -> Response:
+    path = request.scope["path"]
     if isinstance(error, RequestValidationError):
-        return validation_error(error.errors()).response()
+        return validation_error(error.errors()).response(path)
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_LEFT)  # for the log; nobody is there to read it
-    return api_error(error).response()
+    return api_error(error).response(path)
 
 
 def _api(current: CurrentState) -> APIRouter:

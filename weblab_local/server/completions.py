@@ -8,11 +8,11 @@ from typing import Any
 from weblab_local.engine.generation import Completion
 from weblab_local.server.choices import Choice, ChoiceChunk, PrefillProgress
 from weblab_local.server.completion_run import CompletionRun
+from weblab_local.server.fields import Body
 from weblab_local.server.request_bodies import CompletionRequest, StreamOptions
 from weblab_local.server.response_bodies import (
     TextChoice,
     TextCompletion,
-    extension_of,
     finish,
     text_logprobs,
     usage_of,
@@ -50,10 +50,15 @@ class TextCompletionRun(CompletionRun):
         """For each choice, the bytes of the tokens that were sent."""
 
     @classmethod
-    async def prepare(cls, state: ServerState, body: CompletionRequest) -> "TextCompletionRun":
-        """Tokenize the request. Raises ApiError, PromptError and SamplingError for what cannot be answered."""
+    async def prepare(
+        cls, state: ServerState, body: CompletionRequest, sent: Body | None = None
+    ) -> "TextCompletionRun":
+        """Tokenize the request. `sent`: what `body` was made of, in another API's form.
+
+        Raises ApiError, PromptError and SamplingError for what cannot be answered.
+        """
         state.require_model(body.model)
-        ignored = state.ignored(body)
+        ignored = state.ignored(sent or body)
         room = 0 if body.most_tokens == 0 else 1
 
         def tokenized() -> "TextCompletionRun":
@@ -66,7 +71,7 @@ class TextCompletionRun(CompletionRun):
 
     async def whole(self) -> TextCompletion:
         """Return all choices, when the last has ended."""
-        completions = await self._run()
+        completions = await self.completed()
         return await asyncio.to_thread(self._response, completions)  # thousands of log-probabilities take a while
 
     def _response(self, completions: Sequence[Completion]) -> TextCompletion:
@@ -74,7 +79,7 @@ class TextCompletionRun(CompletionRun):
         stats = [completion.stats for completion in completions]
         return TextCompletion(
             id=self._id,
-            created=self._created,
+            created=self.created,
             model=self._state.model_id,
             choices=[
                 TextChoice(
@@ -88,17 +93,17 @@ class TextCompletionRun(CompletionRun):
                 for index, completion in enumerate(completions)
             ],
             usage=usage_of(stats[:: self._body.n], stats),
-            weblab=extension_of(stats[0], timed_out=self._timed_out, ignored=self._ignored),
+            weblab=self.extension(stats[0], timed_out=self.timed_out),
         )
 
     async def stream(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield `text_completion` objects."""
         options = self._body.stream_options or StreamOptions()
-        async with aclosing(self._events(progress=options.include_progress)) as events:
+        async with aclosing(self.events(progress=options.include_progress)) as events:
             async for event in events:
                 yield self._progress_object(event) if isinstance(event, PrefillProgress) else self._chunk_object(event)
         if options.include_usage:
-            stats = [completion.stats for completion in self._completions]
+            stats = [completion.stats for completion in self.completions]
             yield self._stream_object([], usage=usage_of(stats[:: self._body.n], stats).model_dump())
 
     def _chunk_object(self, choice_chunk: ChoiceChunk) -> dict[str, Any]:
@@ -118,5 +123,5 @@ class TextCompletionRun(CompletionRun):
         }
         if chunk.stats is None:
             return self._stream_object([choice])
-        extension = extension_of(chunk.stats, timed_out=choice_chunk.timed_out, ignored=self._ignored)
+        extension = self.extension(chunk.stats, timed_out=choice_chunk.timed_out)
         return self._stream_object([choice], weblab=extension.model_dump())

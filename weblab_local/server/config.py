@@ -25,6 +25,7 @@ class ServerConfig:
     read_ahead      compute what is typed on the page, and what every conversation begins with, while nobody asks
     aliases         names for the model beside its own
     any_model       whether every name is taken for the loaded model
+    responses       how many responses of the Responses API are kept in memory
     metrics         whether what the server has done can be read under /metrics
     strict          whether fields that an answer would not depend on are refused, instead of named in it
     """
@@ -41,6 +42,7 @@ class ServerConfig:
     aliases: Sequence[str] = ()
     any_model: bool = False
     strict: bool = False
+    responses: int = 64
     metrics: bool = False
 
     def __post_init__(self) -> None:

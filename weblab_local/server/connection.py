@@ -70,6 +70,16 @@ class EventStream(Response):
     """
 
     media_type = "text/event-stream"
+    LAST = b"data: [DONE]\n\n"
+    SILENT: bytes | None = KEEP_ALIVE
+
+    @staticmethod
+    def _object(one: Mapping[str, Any]) -> bytes:
+        return _event(_json(one))
+
+    @staticmethod
+    def _error(error: ApiError) -> bytes:
+        return _event(_json(error_event(error)))
 
     def __init__(self, objects: Objects, generated: asyncio.Event, places: Places) -> None:
         """Of `objects` no more come once `generated` is set. The `places` of a stream that ends are free."""
@@ -101,19 +111,20 @@ class EventStream(Response):
                 async with asyncio.timeout(None) as bound:
                     watch = asyncio.create_task(_expire_with(ending, bound))
                     async for one in self._objects:
-                        await self._send(send, _event(_json(one)))
+                        await self._send(send, self._object(one))
             except TimeoutError:
                 if not bound.expired():
                     raise
                 ended = ApiError(503, _("The server is being ended."), code="server_ending")
-                await self._send(send, _event(_json(error_event(ended))))
+                await self._send(send, self._error(ended))
             finally:
                 watch.cancel()
-            await self._send(send, _event("[DONE]"))
+            if self.LAST:
+                await self._send(send, self.LAST)
         except ClientDisconnect:
             raise
         except Exception as error:
-            await self._send(send, _event(_json(error_event(api_error(error)))))
+            await self._send(send, self._error(api_error(error)))
             failure = None if isinstance(error, WeblabError | ApiError) else error
         finally:
             comments.cancel()
@@ -128,12 +139,43 @@ class EventStream(Response):
         await asyncio.sleep(0)  # a stream that catches up has many events at once: others get their turn in between
 
     async def _keep_alive(self, send: Send) -> None:
-        while True:
+        while self.SILENT is not None:
             silent = time.monotonic() - self._last_sent
             if silent < KEEP_ALIVE_SECONDS:
                 await asyncio.sleep(KEEP_ALIVE_SECONDS - silent)
             else:
-                await self._send(send, KEEP_ALIVE)
+                await self._send(send, self.SILENT)
+
+
+class LineStream(EventStream):
+    """The same as Ollama has it: JSON objects, one on a line, and nothing else."""
+
+    media_type = "application/x-ndjson"
+    LAST = b""
+    SILENT = None
+
+    @staticmethod
+    def _object(one: Mapping[str, Any]) -> bytes:
+        return f"{_json(one)}\n".encode()
+
+    @staticmethod
+    def _error(error: ApiError) -> bytes:
+        return LineStream._object(error.of_ollama)
+
+
+class TypedEventStream(EventStream):
+    """The same as the Responses API has it: an event's type is on a line of its own too; the last type is the end."""
+
+    LAST = b""
+
+    @staticmethod
+    def _object(one: Mapping[str, Any]) -> bytes:
+        return f"event: {one['type']}\n".encode() + _event(_json(one))
+
+    @staticmethod
+    def _error(error: ApiError) -> bytes:
+        said = error.body.error.model_dump() | {"type": "error", "sequence_number": 0}
+        return TypedEventStream._object(said)
 
 
 async def _expire_with(ending: asyncio.Event | None, bound: asyncio.Timeout) -> None:

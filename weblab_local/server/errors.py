@@ -13,6 +13,9 @@ from starlette.responses import JSONResponse
 from weblab_local.errors import PromptError, PromptTooLong, SamplingError, WeblabError
 from weblab_local.i18n import _
 
+OLLAMA = "/api/"
+"""How the addresses of Ollama's API begin."""
+
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -59,9 +62,15 @@ class ApiError(HTTPException):
             error=ErrorDetail(message=message, type=TYPES.get(status, "invalid_request_error"), param=param, code=code)
         )
 
-    def response(self) -> JSONResponse:
-        """The response that says so."""
-        return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
+    @property
+    def of_ollama(self) -> dict[str, str]:
+        """The error as Ollama's API has it."""
+        return {"error": self.body.error.message}
+
+    def response(self, path: str) -> JSONResponse:
+        """The response that says so, in the form of the API that `path` belongs to."""
+        content = self.of_ollama if path.startswith(OLLAMA) else self.body.model_dump()
+        return JSONResponse(content, self.status_code, self.headers)
 
 
 def api_error(error: Exception) -> ApiError:

@@ -57,6 +57,11 @@ class ChatMessage(Body):
             return {**data, "content": ""}
         return data
 
+    @classmethod
+    def of(cls, role: str, text: str) -> "ChatMessage":
+        """A message of that role."""
+        return cls.model_validate({"role": role, "content": text})
+
     @property
     def is_system(self) -> bool:
         """Whether it stands beside the conversation instead of being a part of it."""

@@ -182,7 +182,7 @@ def _not_forced(choice: object) -> object:
 
 
 _Limit = Annotated[int | None, WHOLE]
-_ToolChoice = Annotated[Any, AfterValidator(_not_forced)]
+ToolChoice = Annotated[Any, AfterValidator(_not_forced)]
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -199,8 +199,8 @@ class ChatCompletionRequest(GenerationRequest):
     continue_final_message: bool | None = Field(
         None, description="Whether an assistant's last message is gone on with, as it is unless this is false."
     )
-    tool_choice: _ToolChoice = Field(None, description="Refused where a tool has to be called; none ever is.")
-    function_call: _ToolChoice = Field(None, description="Refused, as tool_choice.")
+    tool_choice: ToolChoice = Field(None, description="Refused where a tool has to be called; none ever is.")
+    function_call: ToolChoice = Field(None, description="Refused, as tool_choice.")
 
     def idle(self) -> Iterator[str]:
         """Yield the same, and what is known only to be refused where it has to be."""

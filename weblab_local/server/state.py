@@ -20,6 +20,7 @@ from weblab_local.server.errors import ApiError, printable, unsupported_paramete
 from weblab_local.server.fields import MOST_NAMES, Body, unused_fields
 from weblab_local.server.metrics import Metrics
 from weblab_local.server.reading_ahead import ReadingAhead
+from weblab_local.server.responses.stored import StoredResponses
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ PREPARED_AT_ONCE = 2
 DEFAULT_NAME = "default"
 """Stands for the loaded model in requests, beside its own name."""
 
-_QUANTIZATION = re.compile(r"-(?:B?F\d+|I?Q\d\w*|W\d\w*)$")
+_QUANTIZATION = re.compile(r"-(B?F\d+|I?Q\d\w*|W\d\w*)$")
 """At the end of a file's name, how its weights are stored."""
 
 
@@ -44,6 +45,7 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
+        self.responses = StoredResponses(self.config.responses)
         self.admission = Admission(self.engine.n_parallel, self.config.queue)
         self._preparing = ThreadPoolExecutor(PREPARED_AT_ONCE, "weblab-local prepare")
         self._home = Home()
@@ -59,6 +61,12 @@ class ServerState:
         """The model's name, the same without its quantization, which stays when that changes, and the aliases."""
         stable = _QUANTIZATION.sub("", self.model_id)
         return tuple(dict.fromkeys([self.model_id, stable, *self.config.aliases]))
+
+    @property
+    def quantization(self) -> str:
+        """How the weights are stored, as the file's name says it; "unknown" where it does not."""
+        found = _QUANTIZATION.search(self.model_id)
+        return found[1] if found else "unknown"
 
     def require_model(self, name: str | None) -> None:
         """Raise ApiError 404 for another model than the one that is loaded, unless any name is taken for it."""
