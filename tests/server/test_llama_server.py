@@ -83,6 +83,8 @@ def test_they_want_the_key_and_a_place(engine: Engine) -> None:
         for path in ("/tokenize", "/detokenize", "/props"):
             assert http.request("GET", path, headers={"Authorization": ""}).status_code == 401
         assert http.post("/tokenize", json={"content": "x"}, headers={"Origin": "https://x.org"}).status_code == 403
+        for _ in range(engine.n_parallel + 1):
+            assert http.post("/tokenize", json={"content": "x"}).status_code == 200
         gate, held = hold(engine)
         asked = {"messages": user(PAIRS[0].instruction)}
         chat = support.post("/v1/chat/completions", asked, f"Authorization: Bearer {KEY}")

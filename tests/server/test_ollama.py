@@ -1,10 +1,11 @@
-"""Ollama's API: its official client where it is installed, and what goes over the wire."""
+"""Ollama's API through its official client, and as it goes over the wire."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx2
+import ollama
 import pytest
 
 from tests.server.support import KEY, Running, serving, user
@@ -19,14 +20,9 @@ GREEDY = {"temperature": 0}
 
 
 @pytest.fixture
-def client(server: Running) -> Any:
-    return client_of(server)
-
-
-def client_of(server: Running) -> Any:
-    ollama = pytest.importorskip("ollama")
-    headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
-    return ollama.Client(host=server.url, headers=headers)
+def client(server: Running) -> Iterator[Any]:
+    with ollama.Client(host=server.url) as client:
+        yield client
 
 
 def lines(server: Running, path: str, body: Any) -> Sequence[Any]:
@@ -85,7 +81,6 @@ def test_the_client_looks_around(client: Any, server: Running) -> None:
 
 
 def test_the_client_gets_its_own_errors(client: Any) -> None:
-    ollama = pytest.importorskip("ollama")
     with pytest.raises(ollama.ResponseError, match="demo") as refused:
         client.chat("llama3", user("x"))
     assert refused.value.status_code == 404
