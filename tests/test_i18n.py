@@ -286,7 +286,7 @@ def test_help_fits_the_terminal(
     [
         (["no-such"], "'no-such' というコマンドはありません。"),
         (["chatt"], "'chatt' というコマンドはありません。もしかして: 'chat'"),
-        (["generate", "--no-such", "x"], "--no-such というオプションはありません。似たもの: --n-ctx"),
+        (["generate", "--no-such", "x"], "--no-such というオプションはありません。似たもの: --n-ctx, --no-drafts"),
         (["generate", "--qqq", "x"], "--qqq というオプションはありません。"),
         (["generate", "a", "b"], "余分な引数があります: b"),
         (["generate", "--stop"], "オプション '--stop' には値が必要です。"),

@@ -128,7 +128,7 @@ def test_double_clicked_it_opens_the_page_and_answers(tmp_path: Path) -> None:
     if (missing := desktop.missing()) or CHROMIUM is None:
         pytest.skip(f"no display or no browser: {missing or 'chromium'}")
     with sync_playwright() as playwright, double_clicked(tmp_path, playwright) as app:
-        app.chat.page.get_by_role("button", name="デモモデルを試す").click()
+        app.load_demo()
         assert app.chat.ask(CAPITAL) == ANSWERS[CAPITAL]
         assert app.chat.complaints == []
         assert app.process.poll() is None

@@ -40,13 +40,26 @@ int main() {
 }
 """
 
-CONVERSATIONS: list[tuple[list[dict[str, str]], bool]] = [
+CONVERSATIONS: list[tuple[list[dict[str, Any]], bool]] = [
     ([message("user", "大規模言語モデルについて説明してください。")], True),
     ([message("user", "Say hello.")], True),
     ([message("user", "  spaces and\nnewlines \n"), message("assistant", "\n答え "), message("user", "")], True),
     ([message("system", "短く。"), message("user", "一"), message("assistant", "1"), message("user", "二")], True),
     ([message("user", "{{ 1 + 1 }} <|endoftext|> 'quoted' \\n"), message("assistant", "ok")], False),
     ([message("user", "絵文字👩🏽‍🚀と\u3000全角")], True),
+    ([message("system", "短く。"), message("assistant", "やあ"), message("user", "一")], True),
+    (
+        [message("system", ""), message("developer", "短く。"), message("system", "丁寧に。"), message("user", "一")],
+        True,
+    ),
+    (
+        [message("user", "一"), message("system", "短く。"), message("assistant", "1"), message("system", "長く。")],
+        True,
+    ),
+    (
+        [message("user", [{"type": "text", "text": "一"}, {"type": "text", "text": "二"}]), message("assistant", None)],
+        True,
+    ),
 ]
 
 

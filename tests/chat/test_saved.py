@@ -49,7 +49,7 @@ def test_a_loaded_conversation_has_the_same_turns_and_goes_on_alike(
         loaded = load_session(another, tmp_path / "会話.weblab", GREEDY).chat
         assert loaded.turns == chat.turns[:-1]
         assert loaded.system == chat.system
-        assert loaded.prompt_ids() == chat._ids(chat.turns[:-1], None)
+        assert loaded.prompt_ids() == chat._ids(chat.turns[:-1])
         reply = loaded.send(LAST)
     assert (reply.text, reply.token_ids) == (unsaved.text, unsaved.token_ids)
     assert reply.text == ANSWERS[LAST]

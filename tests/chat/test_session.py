@@ -34,7 +34,8 @@ def chat(engine: Engine) -> ChatSession:
 
 def ids_of(turns: Sequence[Turn], instruction: str, system: str = "") -> list[int]:
     """What the model should read, put together by tokenizers."""
-    return reference.conversation([(turn.instruction, turn.answer_ids) for turn in turns], instruction, system)
+    answered = [(turn.instruction or "", turn.answer_ids) for turn in turns]
+    return reference.conversation(answered, instruction, system)
 
 
 def test_an_answer_knows_the_turns_before_it(chat: ChatSession) -> None:

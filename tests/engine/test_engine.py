@@ -1,9 +1,7 @@
 """The engine gives transformers' greedy answers, to one caller or many, and opens and closes without a trace."""
 
 import asyncio
-import gc
 import random
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from convert.demo.corpus import Pair, read_corpus

@@ -7,10 +7,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from llama_cpp import llama_cpp as lib
 
 from convert.demo.corpus import Pair
-from tests.support.engines import ENDLESS, GREEDY, LONG_ANSWERS, ONE, Gate, engine_of, is_response, long_prompt
+from tests.support.cells import Cells
+from tests.support.engines import (
+    ENDLESS,
+    GREEDY,
+    LONG_ANSWERS,
+    ONE,
+    PATIENCE,
+    Gate,
+    end_of,
+    engine_of,
+    hold,
+    is_response,
+    long_prompt,
+    running,
+)
 from weblab_local.engine.engine import Engine
 from weblab_local.engine.generation import Completion, complete
 from weblab_local.engine.roster import HEADROOM
@@ -19,37 +32,6 @@ from weblab_local.errors import WeblabError
 
 FAR_BEYOND = replace(GREEDY, max_tokens=5000)
 """What clients send as a matter of course: more than any context here holds."""
-
-
-class Cells:
-    """Compares what the cache counts with the size of llama.cpp's own state, which grows with each cell in use."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        engine.generate([5], ONE, raw=True)
-        one = engine._scheduler.call(self._size)
-        engine.generate([5, 6, 7], ONE, raw=True)
-        self._of_cell = (engine._scheduler.call(self._size) - one) // 2
-        self._rest = one - self._of_cell
-        assert self._of_cell > 4000
-
-    def _size(self) -> int:
-        return int(lib.llama_state_get_size(self._engine._context.handle))
-
-    def check(self) -> None:
-        """It counts as many cells as llama.cpp has in use, and as many holders of each."""
-        self._engine._scheduler.call(self._look)
-
-    def _look(self) -> None:
-        cache = self._engine._scheduler._cache
-        n_used = self._engine.n_ctx - cache.n_free
-        n_held = sum(len(sequence.tokens) for sequence in cache.sequences)
-        assert self._size() == self._rest + n_used * self._of_cell + 4 * (n_held - n_used)  # an int32 for each holder
-        memory = self._engine._context._memory
-        for sequence in cache.sequences:
-            assert lib.llama_memory_seq_pos_max(memory, sequence.index) + 1 == len(sequence.tokens)
-        in_use = {cell for sequence in cache.sequences if sequence.in_use for cell in sequence.cells}
-        assert cache.n_obtainable == self._engine.n_ctx - len(in_use)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +72,7 @@ def test_random_loads_are_answered_as_if_each_were_alone(
             cells.check()
             thread.join(120)
             assert not thread.is_alive()
-        assert not engine._scheduler._running
+        assert running(engine) == 0
         assert not engine._scheduler._roster.preempted
         cells.check()
     assert wrong == []
@@ -140,19 +122,24 @@ def test_an_answer_goes_on_as_if_nothing_had_happened(setting: str) -> None:
     assert done.stats.prompt_tokens == alone.stats.prompt_tokens
 
 
-def test_several_that_ask_for_more_than_there_is_are_all_begun() -> None:
-    """Four whose max_tokens together are eight times the context: none waits for what another has only asked for."""
+def test_several_that_ask_for_more_than_there_is_are_all_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three whose max_tokens together are six times the context: none waits for what another has only asked for."""
+    n_running: list[int] = []
     with engine_of(4, n_ctx=512) as engine:
-        gate = Gate()
-        held = engine.stream([5, 6], replace(ENDLESS, max_tokens=1), raw=True, on_progress=gate)
-        gate.wait()
+        roster = engine._scheduler._roster
+        preempt = roster._preempt_youngest
+
+        def noted() -> None:
+            n_running.append(len(roster.running))
+            preempt()
+
+        monkeypatch.setattr(roster, "_preempt_youngest", noted)
+        gate, held = hold(engine)
         streams = [engine.stream([5, 6, 7 + n], replace(ENDLESS, max_tokens=1000), raw=True) for n in range(3)]
         gate.open()
         list(held)
-        for stream in streams:
-            next(stream)
-        assert len(engine._scheduler._running) == 3
         done = [complete(list(stream)) for stream in streams]
+    assert n_running[0] == 3
     assert {one.finish_reason for one in done} == {"length"}
 
 
@@ -179,27 +166,35 @@ def test_a_short_request_is_not_behind_a_long_prompt() -> None:
     assert max(read) < 1800
 
 
-def test_a_preempted_request_can_be_cancelled_and_the_engine_closed() -> None:
+def test_a_preempted_request_can_be_cancelled_and_the_engine_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    preempted, goes_on = threading.Event(), threading.Event()
     with engine_of(2, n_ctx=256) as engine:
-        older = engine.stream(long_prompt(120), ENDLESS, raw=True)
-        next(older)
-        younger = [engine.stream(long_prompt(60, seed=n), ENDLESS, raw=True) for n in (1, 2)]
-        next(younger[0])
-        for chunk in older:
-            if engine._scheduler._roster.preempted:
-                break
-            assert chunk.finish_reason is None
-        younger[0].cancel()
-        ended = [chunk for chunk in younger[0] if chunk.finish_reason]
-        assert ended[0].finish_reason == "cancelled"
+        roster = engine._scheduler._roster
+        preempt = roster._preempt_youngest
+
+        def stop_there() -> None:
+            preempt()
+            preempted.set()
+            assert goes_on.wait(PATIENCE)
+
+        monkeypatch.setattr(roster, "_preempt_youngest", stop_there)
+        gate, _held = hold(engine)
+        _older, younger, youngest = (engine.stream(long_prompt(60, seed=n), ENDLESS, raw=True) for n in range(3))
+        gate.open()
+        assert preempted.wait(PATIENCE)
+        younger.cancel()
+        goes_on.set()
+        assert end_of(younger).finish_reason == "cancelled"
     with pytest.raises(WeblabError, match="closed"):
-        list(younger[1])
+        list(youngest)
 
 
 def test_who_was_preempted_waits_for_twice_the_room_each_time() -> None:
     with engine_of(2, n_ctx=256) as engine:
+        gate, _held = hold(engine)
         older = engine.stream(long_prompt(100), replace(ENDLESS, max_tokens=150), raw=True)
         younger = engine.stream(long_prompt(60, seed=1), replace(ENDLESS, max_tokens=190), raw=True)
+        gate.open()
         list(older)
         stats = complete(list(younger)).stats
     assert 1 <= stats.preempted <= (256 // HEADROOM).bit_length()

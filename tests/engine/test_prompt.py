@@ -14,7 +14,7 @@ CARD = (
 )
 
 
-def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+def render(messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
     """Render as transformers' apply_chat_template does."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
 
@@ -26,7 +26,7 @@ def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -
     return template.render(messages=messages, add_generation_prompt=add_generation_prompt)
 
 
-def message(role: str, content: str) -> dict[str, str]:
+def message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
@@ -49,6 +49,30 @@ def test_a_conversation_has_its_turns_one_after_the_other() -> None:
         "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。\n\n### 指示:\nこんにちは\n\n"
         "### 応答:こんにちは！\n\n### 指示:\n元気？\n\n### 応答:"
     )
+
+
+def turns(*texts: str) -> str:
+    """What stands after the preamble: instructions that begin with "?", and answers."""
+    return "".join(f"\n\n### 指示:\n{text[1:]}" if text.startswith("?") else f"\n\n### 応答:{text}" for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([("assistant", "やあ"), ("user", "一")], ["やあ", "?一", ""]),
+        ([("system", "短く。"), ("assistant", "やあ"), ("user", "一")], ["?短く。", "やあ", "?一", ""]),
+        ([("system", "短く。"), ("developer", "丁寧に。"), ("user", "一")], ["?短く。\n\n丁寧に。\n\n一", ""]),
+        ([("system", ""), ("user", "一"), ("system", "短く。"), ("user", "二")], ["?一", "?短く。\n\n二", ""]),
+        ([("user", "一"), ("assistant", "1"), ("system", "短く。")], ["?一", "1", "?短く。", ""]),
+        ([("user", "一"), ("system", "短く。"), ("assistant", "1")], ["?一", "?短く。", "1", ""]),
+        ([("system", "短く。")], ["?短く。", ""]),
+        ([("user", ""), ("assistant", None), ("user", "二")], ["?", "", "?二", ""]),
+        ([("user", [{"type": "text", "text": "一"}, {"type": "text", "text": "二", "x": 1}])], ["?一二", ""]),
+    ],
+)
+def test_conversations_of_any_order(messages: list[tuple[str, Any]], expected: list[str]) -> None:
+    preamble = CARD.partition("\n\n")[0]
+    assert render([message(role, content) for role, content in messages]) == preamble + turns(*expected)
 
 
 def test_a_system_message_stands_before_the_first_instruction_only() -> None:
@@ -74,7 +98,9 @@ def test_what_a_user_writes_is_not_changed(content: str) -> None:
     assert render([message("user", content)]) == instruction_prompt(content)
 
 
-@pytest.mark.parametrize("messages", [[message("tool", "x")], [message("user", "a"), message("system", "b")]])
-def test_a_role_the_model_does_not_know_is_refused(messages: list[dict[str, str]]) -> None:
-    with pytest.raises(jinja2.TemplateError):
+@pytest.mark.parametrize(
+    "messages", [[message("tool", "x")], [message("user", [{"type": "image_url", "image_url": {"url": "x"}}])]]
+)
+def test_what_the_model_cannot_read_is_refused(messages: list[dict[str, Any]]) -> None:
+    with pytest.raises((jinja2.TemplateError, TypeError)):
         render(messages)

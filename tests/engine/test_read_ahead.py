@@ -4,7 +4,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.engines import GREEDY, ONE, PAIRS, SHORT_ANSWERS, Gate, engine_of, is_response, long_prompt, until
+from tests.support.engines import (
+    GREEDY,
+    ONE,
+    PAIRS,
+    SHORT_ANSWERS,
+    Gate,
+    engine_of,
+    is_response,
+    long_prompt,
+    until,
+    until_read,
+)
 from weblab_local.chat.session import OPEN_TOKENS
 from weblab_local.engine.engine import Engine
 from weblab_local.engine.generation import complete
@@ -18,11 +29,6 @@ QUESTION = "大規模言語モデルについて説明してください。"
 def engine() -> Iterator[Engine]:
     with engine_of(1) as engine:
         yield engine
-
-
-def until_read(engine: Engine) -> None:
-    """Wait until nothing reads ahead any more."""
-    until(lambda: not engine._scheduler._ahead and not engine._scheduler._running)
 
 
 def test_what_was_read_ahead_is_not_read_again(engine: Engine) -> None:

@@ -1,12 +1,16 @@
 """Questions from files in JGLUE's layout and from `datasets`; what is missing or damaged is named."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.evaluation.support import DATA, write_data
+from tests.support.hub_server import HubServer, environment
 from weblab_local.errors import EvaluationError
 from weblab_local.evaluation.data import load_questions
 from weblab_local.evaluation.prompts import draw_questions
@@ -102,3 +106,69 @@ def test_a_hub_that_is_out_of_reach_is_named_with_the_remedy() -> None:
     with pytest.raises(EvaluationError, match="Rakuten/JGLUE on the Hub") as raised:
         load_questions([TASKS["jnli"]], None)
     assert "--data" in raised.value.remedy
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """The stand-in Hub."""
+    with HubServer() as hub:
+        yield hub
+
+
+def from_hub(hub: HubServer, name: str, home: Path) -> "subprocess.CompletedProcess[str]":
+    """What a process prints that loads a task's questions from there: `datasets` reads the address when imported."""
+    program = (
+        "import sys\n"
+        "from weblab_local.errors import EvaluationError\n"
+        "from weblab_local.evaluation.data import load_questions\n"
+        "from weblab_local.evaluation.tasks import TASKS\n"
+        "try: print(sorted(q.doc['sentence1'] for q in load_questions([TASKS[sys.argv[1]]], None)[sys.argv[1]]))\n"
+        "except EvaluationError as error: sys.exit(f'{error.message}|{error.remedy}')\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, name], env=environment(hub, home), capture_output=True, text=True, check=False
+    )
+
+
+def script_only(folder: Path) -> Path:
+    """A repository as data sets used to be: Python that fetches the data from elsewhere."""
+    folder.mkdir()
+    (folder / "JGLUE.py").write_text("import datasets\n")
+    return folder
+
+
+def test_a_repository_with_a_script_alone_leads_to_the_published_files(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("Rakuten/JGLUE", script_only(tmp_path / "script"))
+    done = from_hub(hub, "jnli", tmp_path / "home")
+    message, remedy = done.stderr.splitlines()[-1].split("|")
+    assert "jnli cannot be loaded from Rakuten/JGLUE on the Hub: Dataset scripts are no longer supported" in message
+    assert "--data FOLDER" in remedy
+    assert "https://github.com/yahoojapan/JGLUE" in remedy
+    assert "network" not in remedy
+
+
+def test_what_the_hub_has_converted_of_a_script_is_taken(hub: HubServer, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    for split, docs in zip(("train", "validation"), DATA["jnli"], strict=True):
+        Dataset.from_list(list(docs)).to_parquet(tmp_path / "parquet" / "JNLI" / split / "0000.parquet")
+    converted = {"refs/convert/parquet": tmp_path / "parquet"}
+    hub.add("Rakuten/JGLUE", script_only(tmp_path / "script"), revisions=converted)
+    done = from_hub(hub, "jnli", tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(sorted(doc["sentence1"] for doc in DATA["jnli"][1]))
+
+
+def test_a_repository_that_holds_data_is_loaded(hub: HubServer, tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    for split, docs in zip(("train", "validation"), DATA["jnli"], strict=True):
+        Dataset.from_list(list(docs)).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    config = "configs:\n- config_name: JNLI\n  data_files:\n" + "".join(
+        f"  - split: {split}\n    path: {split}-*\n" for split in ("train", "validation")
+    )
+    (tmp_path / "data" / "README.md").write_text(f"---\n{config}---\n")
+    hub.add("Rakuten/JGLUE", tmp_path / "data")
+    done = from_hub(hub, "jnli", tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(sorted(doc["sentence1"] for doc in DATA["jnli"][1]))

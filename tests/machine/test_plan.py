@@ -17,8 +17,8 @@ from weblab_local.llama.gguf_header import Header, TensorInfo, read_header
 from weblab_local.llama.kv_types import KvType
 from weblab_local.machine.devices import Device, list_devices
 from weblab_local.machine.footprint import Shape
-from weblab_local.machine.placement import Placement, read_placement
 from weblab_local.machine.offload import MARGIN, usable_bytes
+from weblab_local.machine.placement import Placement, read_placement
 from weblab_local.machine.plan import Plan, make_plan
 from weblab_local.models import loading
 from weblab_local.models.loading import offload_warnings

@@ -60,9 +60,10 @@ class Running:
 def serving(engine: Engine, *, send_buffer: int | None = None, **settings: Any) -> Iterator[Running]:
     """A server on `engine` with these settings of ServerConfig, on a free port, until the context ends.
 
-    The system's `send_buffer` for a connection holds several MB, unless it is made smaller.
+    The system's `send_buffer` for a connection holds several MB, unless it is made smaller. Unless `read_ahead` is set,
+    the engine computes nothing but what is asked for.
     """
-    config = ServerConfig(port=0, **settings)
+    config = ServerConfig(port=0, **{"read_ahead": False} | settings)
     with (
         listening(create_app(engine, config), config, engine.n_parallel, send_buffer) as port,
         client_of(port, next(iter(config.api_keys), None)) as client,

@@ -21,7 +21,7 @@ from tests.support.engines import LONG_ANSWERS, PAIRS, SHORT_ANSWERS, engine_of
 from weblab_local import SamplingParams, load
 from weblab_local.engine.prompt import CHAT_TEMPLATE
 from weblab_local.server.conversation import Conversation, GeneratedIds
-from weblab_local.server.request_bodies import ChatMessage
+from weblab_local.server.messages import ChatMessage
 
 MODEL = "weblab-demo-instruction-sft-Q8_0"
 PAIR = PAIRS[0]
@@ -116,14 +116,39 @@ def test_an_answer_that_is_sent_back_is_in_the_cache_with_the_ids_it_had(server:
                 "content": [{"type": "text", "text": "か\u3099"}, {"type": "text", "text": " <|endoftext|>"}],
             }
         ],
+        [{"role": "assistant", "content": "やあ"}, *user("あ")],
+        [{"role": "system", "content": "短く。"}, {"role": "assistant", "content": "やあ"}, *user("あ")],
+        [*user("あ", "い"), {"role": "system", "content": "短く。"}, *user("う")],
+        [*user("あ"), {"role": "developer", "content": "短く。"}],
+        [*user("あ"), {"role": "system", "content": "短く。"}, {"role": "assistant", "content": "い"}, *user("う")],
+        [
+            {"role": "system", "content": "短く。"},
+            {"role": "system", "content": ""},
+            {"role": "system", "content": "易しく。"},
+        ],
+        user(""),
     ],
-    ids=["one", "turns", "system", "two of the user", "two of the assistant", "parts, NFD, a special token"],
+    ids=[
+        "one",
+        "turns",
+        "system",
+        "two of the user",
+        "two of the assistant",
+        "parts, NFD, a special token",
+        "a greeting",
+        "system and a greeting",
+        "system later",
+        "developer last",
+        "system before an answer",
+        "system alone",
+        "nothing",
+    ],
 )
 def test_the_prompt_is_what_transformers_makes_of_the_chat_template(server: Running, messages: list[Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     parsed = [ChatMessage.model_validate(message) for message in messages]
     rendered = tokenizer.apply_chat_template(
-        [{"role": one.role, "content": one.text} for one in parsed],
+        messages,
         chat_template=CHAT_TEMPLATE,
         tokenize=False,
         add_generation_prompt=True,
@@ -324,8 +349,8 @@ def test_without_a_limit_a_long_message_gets_the_room_there_is(server: Running) 
 
 
 def test_the_model_list_has_licence_and_attribution(server: Running) -> None:
-    (card,) = server.client.models.list().data
-    assert card.id == MODEL
+    card, stable = server.client.models.list().data
+    assert (card.id, stable.id) == (MODEL, "weblab-demo-instruction-sft")
     extra = card.model_extra or {}
     assert (extra["license"], extra["context_length"], extra["max_parallel"]) == ("mit", 2048, 4)
     assert "MIT" in extra["attribution"]

@@ -92,8 +92,11 @@ def test_mixed_prompts_are_refused_by_name(server: Running) -> None:
     assert refused.value.param == "prompt"
 
 
-@pytest.mark.parametrize("option", [{"best_of": 3}, {"suffix": "x"}])
+@pytest.mark.parametrize("option", [{"best_of": 3}, {"suffix": "x"}, {"extra_body": {"grammar": "x"}}])
 def test_what_is_not_supported_is_refused_by_name(server: Running, option: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         ask(server, "x", **option)
-    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", next(iter(option)))
+    assert (refused.value.code, refused.value.param) == (
+        "unsupported_parameter",
+        next(iter(option.get("extra_body", option))),
+    )

@@ -166,6 +166,7 @@ def test_a_place_is_free_when_generation_ends_however_slowly_it_is_read(
             until(lambda: running(engine))
             until(lambda: slow.recv(1) and not running(engine))
             until(lambda: slow.recv(1) and http.post(CHAT, json=GREEDY).status_code == 200)
+            until(lambda: ends(answered, 200))
             assert ends(answered, 200) == 1, "the stream is still being read"
             assert rest(slow).rstrip().endswith(b"data: [DONE]\n\n\r\n0")
         until(lambda: ends(answered, 200) == 2)

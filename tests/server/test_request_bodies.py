@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from tests.server.support import Running, user
-from weblab_local.server.request_bodies import MOST_PARTS, ChatCompletionRequest, CompletionRequest
+from tests.server.support import Running, serving, user
+from weblab_local.engine.engine import Engine
+from weblab_local.server.fields import MOST_NAMES
+from weblab_local.server.messages import MOST_PARTS
+from weblab_local.server.request_bodies import ChatCompletionRequest, CompletionRequest
 
 ENTRIES = 20_000
 MOST_ERRORS = 4
@@ -38,20 +41,25 @@ LARGE: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "good parts, too many": ("chat", lambda n: {"messages": user(text_parts(n))}),
     "messages without fields": ("chat", lambda n: {"messages": [{}] * n}),
     "messages of bad parts": ("chat", lambda n: {"messages": user([{}] * 20) * (n // 20)}),
-    "a message of unknown fields": ("chat", lambda n: {"messages": [*CHAT["messages"], numbered(n)]}),
-    "unknown fields": ("chat", lambda n: CHAT | numbered(n)),
+    "a message of unknown fields alone": ("chat", lambda n: {"messages": [*CHAT["messages"], numbered(n)]}),
     "biases that are texts": ("chat", lambda n: CHAT | {"logit_bias": numbered(n, "x")}),
     "biases, too many": ("chat", lambda n: CHAT | {"logit_bias": numbered(n)}),
     "stops that are numbers": ("chat", lambda n: CHAT | {"stop": [1] * n}),
-    "a format of unknown fields": (
-        "chat",
-        lambda n: CHAT | {"response_format": {"type": "json_schema", "json_schema": SCHEMA | numbered(n)}},
-    ),
     "lists of texts": ("text", lambda n: {"prompt": [[""] * (n // 16)] * 16}),
     "ids and a text": ("text", lambda n: {"prompt": [*[[1] * (n // 16)] * 15, [*[1] * (n // 16), ""]]}),
     "prompts that are objects": ("text", lambda n: {"prompt": [{}] * n}),
     "prompts, too many": ("text", lambda n: {"prompt": ["x"] * n}),
 }
+UNKNOWN: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
+    "fields": ("", lambda n: CHAT | numbered(n)),
+    "fields of a message": ("messages.", lambda n: {"messages": [*user("x", "y"), user("z")[0] | numbered(n)]}),
+    "fields of a part": ("messages.content.", lambda n: {"messages": user([text_parts(1)[0] | numbered(n)])}),
+    "fields of a format": (
+        "response_format.json_schema.",
+        lambda n: CHAT | {"response_format": {"type": "json_schema", "json_schema": SCHEMA | numbered(n)}},
+    ),
+}
+"""What is accepted, and the place of what is named then."""
 MODELS: dict[str, type[BaseModel]] = {"chat": ChatCompletionRequest, "text": CompletionRequest}
 PATHS = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
 
@@ -93,16 +101,37 @@ def test_more_of_the_same_is_no_more_errors(place: Callable[[Any, int], tuple[st
     assert n_errors(*place(entry, 300)) <= max(n_errors(*place(entry, 1)), MOST_ERRORS)
 
 
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_body_of_unknown_fields_is_answered_with_the_first_of_their_names(server: Running, name: str) -> None:
+    place, body = UNKNOWN[name]
+    with server.http as http:
+        done = http.post(PATHS["chat"], json=body(ENTRIES) | {"max_tokens": 1}).json()
+    assert done["weblab"]["ignored"] == [f"{place}{number}" for number in range(MOST_NAMES)]
+
+
+def test_a_strict_server_refuses_the_first_of_them(engine: Engine) -> None:
+    with serving(engine, strict=True) as strict, strict.http as http:
+        body = CHAT | {"zeta": 1} | numbered(ENTRIES)
+        found = [http.post(PATHS["chat"], json=body).json()]
+        found += [http.post(PATHS["chat"], json=UNKNOWN[name][1](ENTRIES)).json() for name in UNKNOWN]
+    assert [one["error"]["param"] for one in found] == [
+        "zeta",
+        "0",
+        "messages.2.0",
+        "messages.0.content.0.0",
+        "response_format.json_schema.0",
+    ]
+
+
 @pytest.mark.parametrize(
     ("body", "param", "word"),
     [
-        (CHAT | {"zeta": 1} | numbered(ENTRIES), "zeta", "not supported"),
         (CHAT | {"logit_bias": {"5": 1.5, "7": "x", "8": "y"}}, "logit_bias.7", "number"),
         (CHAT | {"logit_bias": numbered(3000)}, "logit_bias", "at most 2048 items after validation, not 3000"),
         ({"messages": user(text_parts(MOST_PARTS + 1))}, "messages.0.content", "at most 2048 items"),
-        ({"messages": [*user("x"), {"role": "user", "content": "x", "name": "y"}, 5]}, "messages.1.name", "name"),
+        ({"messages": [*user("x"), {"role": "tool", "content": "x"}, 5]}, "messages.1.role", "assistant"),
     ],
-    ids=["the first unknown field", "the first bad bias", "how many biases", "parts", "the first bad message"],
+    ids=["the first bad bias", "how many biases", "parts", "the first bad message"],
 )
 def test_the_first_complaint_is_named(server: Running, body: Any, param: str, word: str) -> None:
     with server.http as http:

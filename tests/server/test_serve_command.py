@@ -11,11 +11,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
+import openai
 import pytest
 
-from tests.server.support import KEY, user
+from tests.server.support import KEY, client_of, events, user
 from tests.support.conversions import ROOT
 from tests.support.engines import PAIRS, PATIENCE
 from tests.support.guides import blocks, commands, markdown_files, read
@@ -103,6 +105,35 @@ def test_a_stream_does_not_keep_it_from_ending() -> None:
             next(response.iter_lines())
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE) == 130
+
+
+LONG = {"messages": user("x"), "max_tokens": -1, "n": 16, "logit_bias": {"0": -1e6}, "stream": True}
+"""Sixteen answers as long as the context, four at a time."""
+
+
+@on_posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stream_is_told_that_the_server_ends(number: signal.Signals) -> None:
+    with started() as (process, port), client_of(port, None) as client:
+        create: Any = client.chat.completions.create
+        stream = create(model="default", **LONG)
+        next(iter(stream))
+        process.send_signal(number)
+        with pytest.raises(openai.APIError, match="being ended") as ended:
+            list(stream)
+        assert (ended.value.code, process.wait(PATIENCE)) == ("server_ending", 130 if number == signal.SIGINT else -15)
+
+
+@on_posix
+def test_its_last_line_is_done() -> None:
+    with started() as (process, port):
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        with httpx2.stream("POST", url, json=LONG, timeout=PATIENCE) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            *_chunks, last = events([line for line in lines if not line.startswith(":")])
+    assert (last["error"]["code"], last["weblab"]["status"]) == ("server_ending", 503)
 
 
 def test_keys_from_environment_and_file(tmp_path: Path) -> None:

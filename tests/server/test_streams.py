@@ -1,14 +1,17 @@
 """A stream before its first token: it has begun already, and is never silent for long."""
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import Any
 
 import openai
 import pytest
 
 from tests.server.support import Running, events, post, serving, until, user
 from tests.support.engines import PAIRS, engine_of, hold
-from weblab_local.server.connection import KEEP_ALIVE
+from weblab_local.server.admission import Admission
+from weblab_local.server.connection import ENDING, KEEP_ALIVE, EventStream, LineStream
 
 CHAT = "/v1/chat/completions"
 PAIR = PAIRS[0]
@@ -97,3 +100,36 @@ def test_what_fails_later_is_an_event_with_its_status(server: Running, monkeypat
     assert "nothing that" not in str(said)
     with pytest.raises(openai.APIError):
         list(server.client.chat.completions.create(model="default", messages=user("x"), stream=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (EventStream, ['data: {"n":1}', 'data: {"error":{', "data: [DONE]"]),
+        (LineStream, ['{"n":1}', '{"error":"The server is being ended."}']),
+    ],
+)
+def test_the_servers_end_is_told_in_each_form(kind: type[EventStream], expected: list[str]) -> None:
+    async def endless() -> AsyncGenerator[Mapping[str, Any], None]:
+        yield {"n": 1}
+        await asyncio.Event().wait()
+
+    async def sent() -> bytes:
+        ending, data = asyncio.Event(), b""
+
+        async def send(message: Any) -> None:
+            nonlocal data
+            data += message.get("body", b"")
+            if data:
+                ending.set()
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        stream = kind(endless(), asyncio.Event(), Admission(1, 0).admit(1))
+        await stream({ENDING: ending}, receive, send)
+        return data
+
+    lines = [line for line in asyncio.run(sent()).decode().splitlines() if line]
+    assert len(lines) == len(expected)
+    assert all(line.startswith(beginning) for line, beginning in zip(lines, expected, strict=True))

@@ -32,6 +32,11 @@ def until(condition: Callable[[], object]) -> None:
         assert time.monotonic() < deadline
 
 
+def until_read(engine: Engine) -> None:
+    """Wait until nothing reads ahead any more."""
+    until(lambda: not engine._scheduler._ahead and not engine._scheduler._running)
+
+
 class Gate:
     """A progress callback that stops the engine inside of a prompt, until it is opened."""
 

@@ -25,14 +25,16 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 _REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"
-_API = re.compile(rf"/api/models/{_REPO}(?:/(?P<kind>revision|tree)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?")
-_FILE = re.compile(rf"(?P<cdn>/cdn)?/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_API = re.compile(
+    rf"/api/(?:models|datasets)/{_REPO}(?:/(?P<kind>revision|tree)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?"
+)
+_FILE = re.compile(rf"(?P<cdn>/cdn)?(?:/datasets)?/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _RANGE = re.compile(r"bytes=(?=.*\d)(\d*)-(\d*)")
 
 
 @dataclass
 class HubRepo:
-    """A model repository: the folder `main` serves, and further revisions.
+    """A repository of a model or of data: the folder `main` serves, and further revisions.
 
     `revisions` maps names ("refs/pr/4", "v1.0") or commits to folders; `find` tells the commit a name stands for.
     A gated repository is listed for anyone, as on the real Hub, but its files only go to a token in `granted`, or to

@@ -33,9 +33,12 @@ LEAST_ROOM = 16
 
 @dataclass(frozen=True)
 class Turn:
-    """An instruction, the answer's text, and the answer as the model wrote it."""
+    """An instruction, the answer's text, and the answer as the model wrote it.
 
-    instruction: str
+    Without an instruction, as in a conversation that begins with a greeting, it is None.
+    """
+
+    instruction: str | None
     answer: str
     answer_ids: Sequence[int]
 
@@ -138,11 +141,11 @@ class ChatSession(Uncopyable):
 
     def prompt_ids(self, instruction: str | None = None) -> list[int]:
         """The conversation as ids, as the model reads it, with a new `instruction` at its end if one is given."""
-        return self._ids(self._turns, instruction)
+        return self._ids(self._turns, *(() if instruction is None else (instruction,)))
 
-    def _ids(self, turns: Sequence[Turn], instruction: str | None) -> list[int]:
+    def _ids(self, turns: Sequence[Turn], *asked: str | None) -> list[int]:
         tokenize = self.engine.tokenize
-        instructions = [turn.instruction for turn in turns] + ([instruction] if instruction is not None else [])
+        instructions = [*(turn.instruction for turn in turns), *asked]
         ids: list[int] = []
         for position, text in enumerate(instructions):
             ids += tokenize(conversation_turn(text) if position else first_turn(text, self._system))
@@ -178,8 +181,12 @@ class ChatSession(Uncopyable):
         generation = self.engine.stream(ids, params, on_progress=on_progress)
         return ReplyStream(self, instruction, generation, dropped)
 
-    def fit(self, instruction: str, max_tokens: int) -> tuple[list[int], Sequence[Turn]]:
+    def fit(
+        self, instruction: str | None, max_tokens: int, begun: Sequence[int] = ()
+    ) -> tuple[list[int], Sequence[Turn]]:
         """The ids that ask `instruction` and leave room for the answer, and the turns left out of them.
+
+        `begun` are ids that the answer begins with; without an instruction the model begins, or goes on, by itself.
 
         Room for `max_tokens` is kept free, but no more than half of the context: callers ask for hundreds or thousands
         as a matter of course, and nothing would be left of the conversation. An answer may be longer where there is
@@ -189,8 +196,10 @@ class ChatSession(Uncopyable):
         """
         context = self.engine.longest_sequence
         alone = self._n_tokens(first_turn(instruction, self._system), context)
-        if context - alone < min(max_tokens, LEAST_ROOM):
-            if alone > context:
+        if context - alone - len(begun) < min(max_tokens, LEAST_ROOM):
+            if begun:
+                message = _("The last messages and the system message do not fit the context of {context} tokens.")
+            elif alone > context:
                 message = _(
                     "The instruction and the system message have more than the {context} tokens of the context."
                 )
@@ -200,10 +209,10 @@ class ChatSession(Uncopyable):
                     "the context holds {context}."
                 )
             raise PromptTooLong(message.format(n=alone, context=context), _("Shorten it."))
-        n_dropped = self._n_to_drop(instruction, context - min(max_tokens, context // 2))
+        n_dropped = self._n_to_drop(instruction, context - min(max_tokens, context // 2) - len(begun))
         if n_dropped:
-            n_dropped = self._n_to_drop(instruction, context // 2)
-        return self._ids(self._turns[n_dropped:], instruction), tuple(self._turns[:n_dropped])
+            n_dropped = self._n_to_drop(instruction, context // 2 - len(begun))
+        return [*self._ids(self._turns[n_dropped:], instruction), *begun], tuple(self._turns[:n_dropped])
 
     def read_ahead(self, text: str = "", *, finished: bool = False) -> None:
         """Let the engine compute the conversation, and of its next instruction what is typed so far; return at once.
@@ -216,8 +225,10 @@ class ChatSession(Uncopyable):
             n_open = 0 if finished else len(self.engine.tokenize(RESPONSE)) + OPEN_TOKENS
             self.engine.read_ahead(ids[: len(ids) - n_open])
 
-    def _n_to_drop(self, instruction: str, target: int) -> int:
+    def _n_to_drop(self, instruction: str | None, target: int) -> int:
         """How many of the oldest turns have to go for the rest to have at most `target` tokens, if that can be."""
+        if target <= 0:
+            return len(self._turns)
         kept = self._n_tokens(conversation_turn(instruction), target)
         for n_dropped in range(len(self._turns) - 1, -1, -1):
             turn = self._turns[n_dropped]
@@ -271,10 +282,11 @@ class ChatSession(Uncopyable):
 
     def undo(self) -> str:
         """Take the last turn back; its instruction. Raises PromptError when there is none."""
-        if not self._turns:
+        instruction = self._turns[-1].instruction if self._turns else None
+        if instruction is None:
             raise PromptError(_("The conversation has no turn yet."))
         self._undone = self._turns.pop()
-        return self._undone.instruction
+        return instruction
 
     def reset(self) -> None:
         """Forget all turns; the system message stays."""

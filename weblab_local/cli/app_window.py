@@ -37,6 +37,9 @@ def app_window(
     close_after: Annotated[
         float, typer.Option(min=0, help="Seconds after which the program ends when its page has been closed.")
     ] = 60,
+    read_ahead: Annotated[
+        bool, typer.Option("--read-ahead/--no-read-ahead", help="Read what is typed on the page while it is typed.")
+    ] = True,
 ) -> None:
     """Open the chat page in the browser, and end when it is closed."""
     with server_installed():
@@ -50,12 +53,12 @@ def app_window(
     folder.mkdir(parents=True, exist_ok=True)
     with first_or_running(folder / LOCK_NAME) as found:
         if isinstance(found, Instance):
-            _run(found, model, no_browser, close_after)
+            _run(found, model, no_browser, close_after, read_ahead)
         else:
             _show(*found, no_browser)
 
 
-def _run(instance: "Instance", model: str | None, no_browser: bool, close_after: float) -> None:
+def _run(instance: "Instance", model: str | None, no_browser: bool, close_after: float, read_ahead: bool) -> None:
     """Serve until the page has been closed for `close_after` seconds, or this process is told to end."""
     from weblab_local.server.app import create_desktop_app
     from weblab_local.server.config import ServerConfig
@@ -68,7 +71,7 @@ def _run(instance: "Instance", model: str | None, no_browser: bool, close_after:
     from weblab_local.server.sidecar import end_at_the_latest
 
     key = secrets.token_urlsafe(32)
-    config = ServerConfig(port=remembered_port(), api_keys=[key])
+    config = ServerConfig(port=remembered_port(), api_keys=[key], read_ahead=read_ahead)
     try:
         listener = listen(config)
     except WeblabError:  # another program has the port now

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weblab_local.cli.options import Model, NCtx, RuntimeOptions, SamplingOptions
+from weblab_local.cli.options import Model, NCtx, RuntimeOptions, SamplingOptions, Special
 from weblab_local.cli.signatures import command
 from weblab_local.errors import PromptError
 from weblab_local.i18n import _
@@ -25,6 +25,7 @@ def generate(
     model: Model = None,
     input_text: Annotated[str | None, typer.Option("--input", help="A text for the instruction to work on.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue PROMPT as it is, without the chat template.")] = False,
+    special: Special = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with the answer, token counts and speeds.")
     ] = False,
@@ -38,12 +39,19 @@ def generate(
     params = sampling.params()
     instruction = read_all().removesuffix("\n") if prompt is None else prompt
     with open_model(model, runtime, n_ctx=n_ctx) as engine:
-        code = run(engine, instruction, params, input_text, raw=raw, as_json=as_json)
+        code = run(engine, instruction, params, input_text, raw=raw, special=special, as_json=as_json)
     raise typer.Exit(code)
 
 
 def run(
-    engine: "Engine", instruction: str, params: "SamplingParams", context: str | None, *, raw: bool, as_json: bool
+    engine: "Engine",
+    instruction: str,
+    params: "SamplingParams",
+    context: str | None,
+    *,
+    raw: bool,
+    special: bool,
+    as_json: bool,
 ) -> int:
     """Print the answer as it comes, or as one JSON object at its end. Returns the exit code."""
     from weblab_local.cli.session import INTERRUPTED, cancelled_by_ctrl_c, reading_progress
@@ -52,7 +60,9 @@ def run(
     if not instruction.strip():
         raise PromptError(_("The instruction is empty."), _("Give it as an argument or on stdin."))
     chunks: list[Chunk] = []
-    generation = engine.stream(instruction, params, context=context, raw=raw, on_progress=reading_progress)
+    generation = engine.stream(
+        instruction, params, context=context, raw=raw, special=special, on_progress=reading_progress
+    )
     with cancelled_by_ctrl_c(generation.cancel):
         for chunk in generation:
             chunks.append(chunk)

@@ -115,7 +115,7 @@ def _entry(parameter: Any) -> tuple[str, str]:
     if parameter.param_type_name == "argument":
         name = parameter.name.upper()
     else:
-        name = ", ".join(sorted(parameter.opts, key=len))
+        name = ", ".join(sorted([*parameter.opts, *parameter.secondary_opts], key=len))
         if metavar := parameter.metavar:
             name += f" {_(metavar)}"
     remarks = "; ".join(filter(None, _remarks(parameter)))

@@ -25,6 +25,10 @@ NCtx = Annotated[
         show_default="2048, or as much as fits into memory",
     ),
 ]
+Special = Annotated[
+    bool,
+    typer.Option("--special", help="Take special tokens like <|endoftext|> in a raw text for tokens instead of text."),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Number of CPU threads.", show_default="saved by bench, else the physical cores"),
@@ -88,6 +92,14 @@ class RuntimeOptions:
         KvType | None,
         typer.Option(
             help="Data type of the KV cache; q8_0 and q4_0 take less memory.", show_default="saved by bench, else f16"
+        ),
+    ] = None
+    drafts: Annotated[
+        bool | None,
+        typer.Option(
+            "--drafts/--no-drafts",
+            help="Guess tokens from the text so far and check several at once: for all answers, or for none.",
+            show_default="for answers drawn without a seed",
         ),
     ] = None
     rpc: Annotated[

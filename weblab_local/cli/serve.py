@@ -66,12 +66,34 @@ class ServerOptions:
         list[str] | None,
         typer.Option(metavar=n_("NAME"), help="Another name by which clients may address this machine."),
     ] = None
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(metavar=n_("NAME"), help="Another name by which clients may ask for the model."),
+    ] = None
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Answer with the loaded model, whichever a client asks for.")
+    ] = False
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Refuse fields that are not honoured, by their name, instead of naming them in the answer."
+        ),
+    ] = False
+    responses: Annotated[
+        int, typer.Option(min=0, help="Answers of /v1/responses that are kept in memory, to be gone on with.")
+    ] = 64
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Give counts and speeds under /metrics, in Prometheus' text form.")
+    ] = False
     sidecar: Annotated[
         bool,
         typer.Option(
             "--sidecar", help="For apps that start the server: print address and key as JSON, and end with the app."
         ),
     ] = False
+    read_ahead: Annotated[
+        bool, typer.Option("--read-ahead/--no-read-ahead", help="Read what is typed on the page while it is typed.")
+    ] = True
     log: Annotated[bool, typer.Option("--log", help="Print a line on stderr for every request, without its text.")] = (
         False
     )
@@ -106,6 +128,12 @@ def run(options: ServerOptions, load: "Callable[[], Engine]") -> None:
         allowed_hosts=options.allowed_host or (),
         queue=options.queue,
         timeout=options.timeout,
+        read_ahead=options.read_ahead,
+        aliases=options.alias or (),
+        any_model=options.any_model,
+        strict=options.strict,
+        responses=options.responses,
+        metrics=options.metrics,
     )
     if options.log:
         _log_to_stderr()

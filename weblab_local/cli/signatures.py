@@ -69,7 +69,7 @@ def _with_metavar(annotation: Any) -> Any:
     if get_origin(annotation) is not Annotated:
         return annotation
     hint, option = get_args(annotation)
-    if not isinstance(option, OptionInfo) or option.metavar or hint is bool:
+    if not isinstance(option, OptionInfo) or option.metavar or hint in (bool, bool | None):
         return annotation
     option = copy(option)
     option.metavar = _metavar(hint)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weblab_local.cli.options import Model, RuntimeOptions
+from weblab_local.cli.options import Model, RuntimeOptions, Special
 from weblab_local.cli.signatures import command
 from weblab_local.streams import read_all
 
@@ -18,18 +18,19 @@ def tokenize(
     text: Annotated[str | None, typer.Argument(help="The text.", show_default="read from stdin")] = None,
     *,
     model: Model = None,
+    special: Special = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> None:
     """Show the tokens of a text: their ids, and the text of each."""
     from weblab_local.cli.session import open_model
 
     with open_model(model, RuntimeOptions(n_gpu_layers="0"), n_ctx=16) as engine:
-        run(engine, read_all() if text is None else text, as_json=as_json)
+        run(engine, read_all() if text is None else text, special=special, as_json=as_json)
 
 
-def run(engine: "Engine", text: str, *, as_json: bool) -> None:
+def run(engine: "Engine", text: str, *, special: bool, as_json: bool) -> None:
     """Print a line for each token: its id, and what it stands for (bytes in hex where they are no whole character)."""
-    ids = engine.tokenize(text)
+    ids = engine.tokenize(text, special=special)
     pieces = [engine.piece(token) for token in ids]
     if as_json:
         print(json.dumps([{"id": t, "bytes": p.hex(), "text": _text(p)} for t, p in zip(ids, pieces, strict=True)]))

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
 from weblab_local.engine.generation import AsyncGeneration, Chunk, Completion, Generation, complete
@@ -54,6 +53,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         kv_type: KvType = "f16",
         flash_attention: bool | None = None,
         repack: bool = True,
+        drafts: bool | None = None,
         devices: Sequence[int] | None = None,
         tensor_split: Sequence[float] = (),
         lora: Sequence[tuple[Path, float]] = (),
@@ -68,6 +68,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         kv_type           type of the KV cache; q8_0 and q4_0 need flash attention
         flash_attention   None: wherever llama.cpp allows it
         repack            let llama.cpp rearrange weights for this processor while loading
+        drafts            guess tokens ahead and check them together; None: in answers that are drawn without a seed
         devices           ggml devices to offload to; None: llama.cpp's own choice
         tensor_split      proportions of the offloaded layers on them; (): by their free memory
         lora              adapters to compute with, in llama.cpp's form, each with its scale
@@ -76,6 +77,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         Raises ModelFileError for a file that is no GPT-NeoX or damaged, WeblabError for settings that cannot be.
         """
         require_settings(n_ctx, n_parallel, n_threads, kv_type, flash_attention)
+        from weblab_local.engine.drafts import Drafts
         from weblab_local.engine.scheduler import Scheduler
         from weblab_local.llama.adapters import open_adapters
         from weblab_local.llama.context import Context, Model
@@ -127,6 +129,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
             n_parallel=n_parallel,
             n_batch=n_batch,
             can_abort=not n_gpu_layers,  # llama.cpp's abort callback is the CPU's and Metal's
+            drafts=Drafts(drafts),
         )
         self._finalizer = weakref.finalize(self, self._scheduler.abandon)
         self._finalizer.atexit = False  # the scheduler sees to the end of the program itself
@@ -166,12 +169,12 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         where = " ".join(self.plan.reasons) if self.plan is not None else ""
         return model, where or _("n_ctx {n_ctx}, KV cache {kv_type}").format(n_ctx=self.n_ctx, kv_type=self.kv_type)
 
-    def tokenize(self, text: str, limit: int | None = None) -> list[int]:
-        """Return the token ids of `text`, equal to Hugging Face's, without special tokens.
+    def tokenize(self, text: str, limit: int | None = None, *, special: bool = False) -> list[int]:
+        """Return the token ids of `text`, equal to Hugging Face's; special tokens in it are text unless `special`.
 
         With `limit`, raises PromptTooLong as soon as there are more and text is left, which then costs no time.
         """
-        return self._prompts.tokenize(text, limit)
+        return self._prompts.tokenize(text, limit, special=special)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for. Raises PromptError for what is no id of the vocabulary."""
@@ -212,6 +215,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         prompt        an instruction, put into the model's template; with `raw`, or as token ids, taken as it is
         context       a text for the instruction to work on: the template's second form
         raw           take the prompt as it is; no template
+        special       special tokens that a raw text has are tokens, like <|endoftext|>; else they are text
         logprobs      give log-probabilities of the tokens, and so many alternatives for each
         on_progress   called on the worker thread while the prompt is read
 
@@ -329,7 +333,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
                 _("logprobs should be a whole number from 0 on, and is {value!r}.").format(value=logprobs)
             )
         params = params or SamplingParams()
-        ids = self._prompts.of(prompt, given["context"], raw=raw)
+        ids = self._prompts.of(prompt, given["context"], raw=raw, special=given["special"])
         room = self.longest_sequence - len(ids)
         if room < 1:
             raise self._prompts.too_long(len(ids))
@@ -345,6 +349,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
             params=params,
             max_tokens=max_tokens,
             stops=stops,
+            stop_ids=self._prompts.specials_among(params.stop),
             n_logprobs=logprobs,
             emit=generation.emit,
             on_progress=given["on_progress"],
@@ -356,12 +361,12 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         """Raise WeblabError where waiting for an answer would be waiting for oneself."""
         self._scheduler.refuse_worker(_("on_progress cannot wait for an answer: it runs on the engine's own thread."))
 
-    def raw_prompt(self, prompt: str | Sequence[int], room: int = 1) -> list[int]:
+    def raw_prompt(self, prompt: str | Sequence[int], room: int = 1, *, special: bool = False) -> list[int]:
         """Return the ids of a prompt that is taken as it is and leaves `room` tokens for an answer.
 
         Raises PromptError for one that is empty or cannot be read, PromptTooLong for one that does not fit.
         """
-        ids = self._prompts.of(prompt, raw=True)
+        ids = self._prompts.of(prompt, raw=True, special=special)
         if len(ids) + room > self.longest_sequence:
             raise self._prompts.too_long(len(ids))
         return ids
@@ -391,7 +396,5 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
             self._context.close()
             self._model.close()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

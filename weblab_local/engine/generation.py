@@ -40,6 +40,10 @@ class Stats:
     time_to_first_token: float
     preempted: int = 0
     """How often it had to give up its cells of the KV cache to older requests, and read its tokens again."""
+    drafted_tokens: int = 0
+    """Tokens that were guessed and computed in one batch with those before them."""
+    accepted_tokens: int = 0
+    """Those of them that were chosen and so are in the answer: each of them saved a step."""
 
     @property
     def prompt_speed(self) -> float:

@@ -13,17 +13,19 @@ class PromptOptions(TypedDict, total=False):
 
     context       a text for the instruction to work on: the template's second form
     raw           take the prompt as it is; no template
+    special       special tokens that a raw text has are tokens, like <|endoftext|>; else they are text
     logprobs      give log-probabilities of the tokens, and so many alternatives for each
     on_progress   called on the worker thread while the prompt is read
     """
 
     context: str | None
     raw: bool
+    special: bool
     logprobs: int | None
     on_progress: PromptProgress | None
 
 
-DEFAULTS: PromptOptions = {"context": None, "raw": False, "logprobs": None, "on_progress": None}
+DEFAULTS: PromptOptions = {"context": None, "raw": False, "special": False, "logprobs": None, "on_progress": None}
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -2,8 +2,9 @@
 
 The single-turn form is the model card's, byte for byte. The form with an input is the one that the card's benchmark
 uses (template version 0.3). The card documents no conversations; `CHAT_TEMPLATE` defines them once for everybody who
-reads the GGUF: turns follow each other with no end-of-text token between them, and a system message stands before
-the first instruction.
+reads the GGUF: turns follow each other with no end-of-text token between them. A system message stands at the beginning
+of the instruction after it, with an empty line between them; before an answer or at the end it is an instruction of
+its own. A conversation may begin with an answer, such as a greeting.
 """
 
 from weblab_local.errors import PromptTooLong
@@ -28,14 +29,18 @@ def instruction_prompt(instruction: str, context: str | None = None) -> str:
     return PREAMBLE_WITH_INPUT + INSTRUCTION + instruction + INPUT + context + RESPONSE + "\n"
 
 
-def first_turn(instruction: str, system: str | None = None) -> str:
-    """The beginning of a conversation, up to where the model's first answer begins."""
-    return PREAMBLE + INSTRUCTION + (f"{system}\n\n" if system else "") + instruction + RESPONSE
+def first_turn(instruction: str | None, system: str | None = None) -> str:
+    """The beginning of a conversation, up to where the model's first answer begins.
+
+    `instruction` None: nobody has asked anything; the model's first words are a greeting.
+    """
+    parts = [part for part in (system or None, instruction) if part is not None]
+    return PREAMBLE + (INSTRUCTION + "\n\n".join(parts) if parts else "") + RESPONSE
 
 
-def conversation_turn(instruction: str) -> str:
-    """What follows an answer in a conversation: the next instruction, up to where its answer begins."""
-    return INSTRUCTION + instruction + RESPONSE
+def conversation_turn(instruction: str | None) -> str:
+    """What follows an answer in a conversation: the next instruction if there is one, up to where its answer begins."""
+    return RESPONSE if instruction is None else INSTRUCTION + instruction + RESPONSE
 
 
 def _jinja_string(text: str) -> str:
@@ -44,20 +49,27 @@ def _jinja_string(text: str) -> str:
 
 CHAT_TEMPLATE = (
     "{{- " + _jinja_string(PREAMBLE) + " -}}"
-    "{%- set ns = namespace(system='') -%}"
+    "{%- set ns = namespace(system='', text='') -%}"
     "{%- for message in messages -%}"
-    "{%- if message['role'] == 'system' -%}"
-    "{%- if not loop.first -%}{{- raise_exception('A system message must be the first message.') -}}{%- endif -%}"
-    "{%- set ns.system = message['content'] + '\\n\\n' -%}"
+    "{%- set ns.text = '' -%}"
+    "{%- if message['content'] is string -%}{%- set ns.text = message['content'] -%}"
+    "{%- elif message['content'] -%}"
+    "{%- for part in message['content'] -%}{%- set ns.text = ns.text + part['text'] -%}{%- endfor -%}"
+    "{%- endif -%}"
+    "{%- if message['role'] == 'system' or message['role'] == 'developer' -%}"
+    "{%- set ns.system = ns.system + ('\\n\\n' if ns.system and ns.text else '') + ns.text -%}"
     "{%- elif message['role'] == 'user' -%}"
-    "{{- " + _jinja_string(INSTRUCTION) + " + ns.system + message['content'] -}}"
+    "{{- " + _jinja_string(INSTRUCTION) + " + ns.system + ('\\n\\n' if ns.system else '') + ns.text -}}"
     "{%- set ns.system = '' -%}"
     "{%- elif message['role'] == 'assistant' -%}"
-    "{{- " + _jinja_string(RESPONSE) + " + message['content'] -}}"
+    "{%- if ns.system -%}{{- " + _jinja_string(INSTRUCTION) + " + ns.system -}}{%- endif -%}"
+    "{%- set ns.system = '' -%}"
+    "{{- " + _jinja_string(RESPONSE) + " + ns.text -}}"
     "{%- else -%}"
     "{{- raise_exception('Only the roles system, user and assistant are supported.') -}}"
     "{%- endif -%}"
     "{%- endfor -%}"
+    "{%- if ns.system -%}{{- " + _jinja_string(INSTRUCTION) + " + ns.system -}}{%- endif -%}"
     "{%- if add_generation_prompt -%}{{- " + _jinja_string(RESPONSE) + " -}}{%- endif -%}"
 )
 """Jinja source of the template, for `tokenizer.chat_template` in the GGUF."""

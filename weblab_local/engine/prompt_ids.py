@@ -24,10 +24,15 @@ class PromptIds:
         self._can_grow = can_grow
         self.users = Users()
 
-    def tokenize(self, text: str, limit: int | None = None) -> list[int]:
-        """The ids of `text`, without special tokens. Raises PromptTooLong when there are more than `limit`."""
+    def tokenize(self, text: str, limit: int | None = None, *, special: bool = False) -> list[int]:
+        """The ids of `text`; with `special`, those of the special tokens in it. Raises PromptTooLong beyond `limit`."""
         with self.users.inside():
-            return self._tokenizer.encode(text, limit)
+            return self._tokenizer.encode(text, limit, special=special)
+
+    def specials_among(self, texts: Sequence[str]) -> frozenset[int]:
+        """The ids of those `texts` that are special tokens."""
+        specials = self._tokenizer.specials
+        return frozenset(specials[text] for text in texts if text in specials)
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """`ids` as a list. Raises PromptError where one is no id of the vocabulary."""
@@ -43,18 +48,25 @@ class PromptIds:
                 )
         return list(map(int, checked))
 
-    def of(self, prompt: str | Sequence[int], context: str | None = None, *, raw: bool) -> list[int]:
+    def of(
+        self, prompt: str | Sequence[int], context: str | None = None, *, raw: bool, special: bool = False
+    ) -> list[int]:
         """The ids of a prompt: text in the model's template, or as it is with `raw`; or ids, which are always raw.
+
+        With `special`, special tokens in a raw text are ids. In the template nothing but text is written.
 
         Raises PromptError for a prompt that is empty or cannot be read, PromptTooLong for text that cannot fit.
         """
         if context is not None and (raw or not isinstance(prompt, str)):
             raise PromptError(_("A raw prompt has no template to put a context into."))
+        if special and not raw:
+            raise PromptError(_("Only a raw prompt can have special tokens."))
         if not isinstance(prompt, str):
             ids = self.checked(prompt)
         else:
             try:
-                ids = self.tokenize(prompt if raw else instruction_prompt(prompt, context), self._longest)
+                text = prompt if raw else instruction_prompt(prompt, context)
+                ids = self.tokenize(text, self._longest, special=special)
             except PromptTooLong:
                 raise self.too_long() from None
         if not ids:

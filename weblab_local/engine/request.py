@@ -1,11 +1,15 @@
 """A request on its way: what was asked, its place in the KV cache, and the answer as far as it has come."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from weblab_local.engine.generation import Chunk, Emit, FinishReason, Stats, TokenLogprob
 from weblab_local.engine.kv_cache import KvSequence
+from weblab_local.engine.logprobs import token_logprob
 from weblab_local.engine.sampler import Sampler
 from weblab_local.engine.sampling import SamplingParams
 from weblab_local.engine.stopping import StopFilter
@@ -21,6 +25,8 @@ processor from the threads that compute."""
 class Request:
     """What a caller wants. `max_tokens` fits the context; `on_progress` gets (prompt tokens done, in all).
 
+    `stop_ids` are of stop strings that are special tokens, which have no text that could be compared.
+
     `on_begin` is called on the worker thread when it has a sequence and room: from then on it is computed. One that
     `reads_ahead` computes its prompt for a later request, as long as nobody else wants anything.
 
@@ -32,6 +38,7 @@ class Request:
     params: SamplingParams
     max_tokens: int
     stops: Sequence[str] = ()
+    stop_ids: Collection[int] = ()
     n_logprobs: int | None = None
     emit: Emit = field(default=lambda _event: None)
     on_progress: Callable[[int, int], None] | None = None
@@ -72,8 +79,12 @@ class RunningRequest:
         self.unsent_tokens: list[int] = []
         self.unsent_logprobs: list[TokenLogprob] = []
         self.unsent_text = ""
+        self.stopped = False
+        """Whether a stop string was found; nothing may come out behind it."""
         self.last_sent = 0.0
         self.generated = 0
+        self.drafted = self.accepted = 0
+        """Tokens that were guessed and computed with others, and how many of them were chosen."""
         self.started = time.perf_counter()
         self.first_token = 0.0
 
@@ -119,23 +130,38 @@ class RunningRequest:
             for position, token in enumerate(tokens, len(self.sequence.tokens))
         ]
 
-    def add(self, token: int, data: bytes, logprob: TokenLogprob | None) -> tuple[str, bool]:
-        """Add a generated token, which stands for `data`: the text that can come out now, and whether it stops."""
+    def add(self, token: int, data: bytes, logprob: TokenLogprob | None) -> FinishReason | None:
+        """Add a generated token, which stands for `data`; why the answer ends with it, if it does."""
         self.generated += 1
         self.pending = [token]
         self.unsent_tokens.append(token)
         if logprob is not None:
             self.unsent_logprobs.append(logprob)
-        return self.stop.push(self.text.push(data))
+        text, self.stopped = self.stop.push(self.text.push(data))
+        self.unsent_text += text
+        if self.stopped:
+            return "stop"
+        return "length" if self.generated >= self.request.max_tokens else None
+
+    def score(self, tokens: Sequence[int], first: int, logits: Callable[[int], NDArray[np.float32]]) -> None:
+        """Take note of how likely what follows each of these computed `tokens` is, where that is of the continuation.
+
+        Their logits begin at `logits(first)`.
+        """
+        n_top, start = self.request.n_logprobs or 0, len(self.sequence.tokens) - len(tokens)
+        for i in range(max(self.request.first_output - start, 0), len(tokens)):
+            follows = self.request.continuation[start + i - self.request.first_output]
+            self.unsent_logprobs.append(token_logprob(logits(first + i), follows, n_top))
 
     def rest(self) -> str:
         """What was held back and can come out at the answer's end."""
+        if self.stopped:
+            return ""
         text, stopped = self.stop.push(self.text.finish())
         return text + ("" if stopped else self.stop.finish())
 
-    def send(self, text: str) -> None:
-        """Give `text` and what was kept to the caller; only keep it if the last chunk is too fresh."""
-        self.unsent_text += text
+    def send(self) -> None:
+        """Give the text that was kept to the caller; keep it if the last chunk is too fresh."""
         now = time.perf_counter()
         if now - self.last_sent >= CHUNK_INTERVAL:
             self.last_sent = now
@@ -160,4 +186,6 @@ class RunningRequest:
             generation_seconds=now - first,
             time_to_first_token=first - self.request.submitted,
             preempted=self.n_preempted,
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
         )

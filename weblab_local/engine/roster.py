@@ -11,6 +11,7 @@ to write before it goes on: it is not preempted again after a few tokens.
 from bisect import insort
 from collections.abc import Sequence
 
+from weblab_local.engine.drafts import Drafts, Part
 from weblab_local.engine.kv_cache import KvCache, common_prefix
 from weblab_local.engine.pacing import Pacing
 from weblab_local.engine.request import Request, RunningRequest
@@ -24,18 +25,16 @@ OLDEST_SHARE = 4
 AHEAD = 8
 """Tokens of a step that only reads ahead: who comes now waits for no more, or throws no more away."""
 
-Part = tuple[RunningRequest, Sequence[int]]
-"""Tokens of a request that are computed in a step."""
-
 
 class Roster:
     """The requests that have a sequence, in the order in which they got it, and those that gave it up."""
 
-    def __init__(self, cache: KvCache, n_batch: int, pacing: Pacing) -> None:
+    def __init__(self, cache: KvCache, n_batch: int, pacing: Pacing, drafts: Drafts) -> None:
         self.running: list[RunningRequest] = []
         self.preempted: list[RunningRequest] = []
         """Oldest first."""
         self.pacing = pacing
+        self.drafts = drafts
         self._cache = cache
         self._n_batch = n_batch
 
@@ -51,6 +50,7 @@ class Roster:
     def remove(self, running: RunningRequest) -> None:
         """Take a request out that has ended; what it has in the cache stays there for others."""
         if running in self.running:
+            self.drafts.remember(running)
             self.running.remove(running)
             self._cache.release(running.sequence)
         else:
@@ -110,7 +110,10 @@ class Roster:
                 running.waits_for = self._ahead_of(running) if there < wanted else None
 
     def plan_batch(self) -> list[Part]:
-        """Which tokens of which request are computed next, with a free cell for each: first all that generate."""
+        """Which tokens of which request are computed next, with a free cell for each: first all that generate.
+
+        Drafts are made where nobody reads, of what is free beyond that: no idle prefix is forgotten for them.
+        """
         while True:
             parts: list[Part] = [
                 (running, tuple(running.pending)) for running in self.running if not running.in_prefill
@@ -119,10 +122,22 @@ class Roster:
             if n_cells > self._cache.make_room(n_cells):
                 self._preempt_youngest()
                 continue
+            if len(parts) == len(self.running):
+                return self.drafts.extend(parts, min(self._n_batch, self._cache.n_free) - n_cells)
             parts += self._prompts(len(parts), n_cells)
             if parts or all(running.waits_for is not None for running in self.running):
                 return parts
             self._preempt_youngest()  # all read their prompts, and there is no cell left for any
+
+    def computed(self, parts: Sequence[Part], seconds: float) -> None:
+        """Take note of how long a step took: later ones are as long as that allows."""
+        n_generating = sum(not running.in_prefill for running, _ in parts)
+        n_tokens = sum(len(tokens) for _, tokens in parts)
+        n_prompt = sum(len(tokens) for running, tokens in parts if running.in_prefill)
+        if not n_prompt:
+            self.drafts.costs.computed(n_tokens, seconds)
+        if n_tokens == n_generating + n_prompt:
+            self.pacing.computed(n_generating, n_prompt, seconds)
 
     def _prompts(self, n_generating: int, n_cells: int) -> list[Part]:
         """The pieces of prompts that are read beside generations which take `n_cells`."""

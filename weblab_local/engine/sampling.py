@@ -34,7 +34,7 @@ class SamplingParams:
     frequency_penalty   subtracted from it as often as it has it
     seed                makes a run repeatable on the same machine; None draws one
     max_tokens          the answer has at most so many, and never more than fit the context
-    stop                strings that end the answer and are not part of it
+    stop                strings, or special tokens as they are written, that end the answer and are not part of it
     logit_bias          {token id: what is added to its logit}; -inf forbids a token
     grammar             the answer follows this GBNF grammar
     json_schema         the answer is JSON that fits this JSON schema; {} is any JSON object

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from weblab_local.engine.drafts import Drafts, Part
 from weblab_local.engine.generation import Chunk, FinishReason, Stats
 from weblab_local.engine.kv_cache import KvCache, KvSequence, common_prefix
 from weblab_local.engine.logprobs import token_logprob
 from weblab_local.engine.pacing import Pacing
 from weblab_local.engine.request import Request, RunningRequest
-from weblab_local.engine.roster import Part, Roster
+from weblab_local.engine.roster import Roster
 from weblab_local.engine.sampler import Sampler
 from weblab_local.engine.sampling import SamplingParams
 from weblab_local.engine.users import closed_error
@@ -61,13 +62,13 @@ class Scheduler:
     """Owns the context and its worker thread. `submit` and `cancel` may be called from any thread."""
 
     def __init__(
-        self, model: Model, context: Context, *, n_ctx: int, n_parallel: int, n_batch: int, can_abort: bool = True
+        self, model: Model, context: Context, n_ctx: int, n_parallel: int, n_batch: int, can_abort: bool, drafts: Drafts
     ) -> None:
         self._model = model
         self._context = context
         self._n_ctx = n_ctx
         self._cache = KvCache(context, n_ctx=n_ctx, n_parallel=n_parallel)
-        self._roster = Roster(self._cache, n_batch, Pacing(can_abort=can_abort))
+        self._roster = Roster(self._cache, n_batch, Pacing(can_abort=can_abort), drafts)
         self._running = self._roster.running
         self._waiting: deque[Request] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -317,9 +318,7 @@ class Scheduler:
             self._computing = set()
             self._context.clear_abort()
         if done:
-            n_generating = sum(not running.in_prefill for running, _ in parts)
-            n_prompt = sum(len(tokens) for running, tokens in parts if running.in_prefill)
-            self._roster.pacing.computed(n_generating, n_prompt, time.perf_counter() - started)
+            self._roster.computed(parts, time.perf_counter() - started)
         if not done:
             for running, _tokens in parts:
                 self._context.forget(running.sequence.index, len(running.sequence.tokens))
@@ -329,62 +328,65 @@ class Scheduler:
 
     def _advance(self, running: RunningRequest, tokens: Sequence[int], first: int) -> None:
         """Take note of computed tokens and, where the logits are there, choose the next."""
-        was_in_prefill = running.in_prefill
         try:
+            if not running.in_prefill:
+                self._choose(running, first, tokens)
+                return
             self._cache.append(running.sequence, tokens)
-            if was_in_prefill:
-                if running.pending:  # it goes on after a preemption: what it has read again, it wrote before
-                    return
-                if running.request.on_progress is not None:
-                    running.request.on_progress(len(running.sequence.tokens), len(running.request.prompt))
-                if running.request.continuation:
-                    self._score(running, tokens, first)
-                    return
-                if running.in_prefill:
-                    return
-                if running.request.reads_ahead:
-                    with self._changed:
-                        self._ahead.remove(running.request)
-                    self._finish(running, "stop")
-                    return
-                running.first_token = time.perf_counter()
-            index = first + len(tokens) - 1
-            self._take(running, running.sampler.sample(self._context, index), index)
+            if running.pending:  # it goes on after a preemption: what it has read again, it wrote before
+                return
+            if running.request.on_progress is not None:
+                running.request.on_progress(len(running.sequence.tokens), len(running.request.prompt))
+            if running.request.continuation:
+                running.score(tokens, first, self._context.logits)
+            if running.in_prefill:
+                return
+            running.first_token = time.perf_counter()
+            if running.request.reads_ahead:
+                with self._changed:
+                    self._ahead.remove(running.request)
+            if running.request.reads_ahead or running.request.continuation:
+                self._finish(running, "stop")
+            else:
+                self._choose(running, first + len(tokens) - 1)
         except BaseException as error:  # a callback of the caller's, or a grammar that nothing fits
             self._end(running, error)
 
-    def _score(self, running: RunningRequest, tokens: Sequence[int], first: int) -> None:
-        """Take note of how likely what follows each of these `tokens` is, where that is of the continuation."""
-        request, n_top = running.request, running.request.n_logprobs or 0
-        start = len(running.sequence.tokens) - len(tokens)
-        for i in range(max(request.first_output - start, 0), len(tokens)):
-            follows = request.continuation[start + i - request.first_output]
-            running.unsent_logprobs.append(token_logprob(self._context.logits(first + i), follows, n_top))
-        if not running.in_prefill:
-            running.first_token = time.perf_counter()
-            self._finish(running, "stop")
+    def _choose(self, running: RunningRequest, index: int, computed: Sequence[int] = ()) -> None:
+        """Choose a token from the logits at `index`, and for as long as it is the draft's one from the next logits too.
 
-    def _take(self, running: RunningRequest, token: int, index: int) -> None:
-        """Add a generated token to the answer, send what can be sent, end the answer where it ends."""
-        request = running.request
-        if self._model.is_end(token):
-            self._finish(running, "stop")
-            return
-        n_top = request.n_logprobs
+        `computed` are the token before it and its draft. What follows the last choice is forgotten again.
+        """
+        n_chosen, unsent, reason = 0, len(running.unsent_text), None
+        try:
+            for drafted in (*computed[1:], None):
+                n_chosen += 1
+                token = running.sampler.sample(self._context, index + n_chosen - 1)
+                reason = self._take(running, token, index + n_chosen - 1)
+                if reason is not None or token != drafted:
+                    break
+        finally:
+            self._cache.append(running.sequence, computed[:n_chosen])
+            if n_chosen < len(computed):
+                self._context.forget(running.sequence.index, len(running.sequence.tokens))
+            running.drafted += max(len(computed) - 1, 0)
+            running.accepted += n_chosen - 1
+            if reason is None and len(running.unsent_text) > unsent:
+                running.send()
+        if reason is not None:
+            self._finish(running, reason)
+
+    def _take(self, running: RunningRequest, token: int, index: int) -> FinishReason | None:
+        """Add a chosen token to the answer; why the answer ends there, if it does."""
+        if self._model.is_end(token) or token in running.request.stop_ids:
+            return "stop"
+        n_top = running.request.n_logprobs
         logprob = None if n_top is None else token_logprob(self._context.logits(index), token, n_top)
-        text, stopped = running.add(token, self._model.tokenizer.pieces[token], logprob)
-        if stopped:
-            self._finish(running, "stop", text)
-        elif running.generated >= request.max_tokens:
-            self._finish(running, "length", text)
-        elif text:
-            running.send(text)
+        return running.add(token, self._model.tokenizer.pieces[token], logprob)
 
-    def _finish(self, running: RunningRequest, reason: FinishReason, text: str | None = None) -> None:
-        """The answer's end. `text` is what comes out after a stop string or the last token; None: nothing held back."""
-        if text is None or reason == "length":
-            text = (text or "") + running.rest()
-        self._end(running, running.take_unsent(text, reason))
+    def _finish(self, running: RunningRequest, reason: FinishReason) -> None:
+        """The answer's end, with what was held back."""
+        self._end(running, running.take_unsent(running.rest(), reason))
 
     def _end(self, running: RunningRequest, event: Chunk | BaseException) -> None:
         running.sampler.close()

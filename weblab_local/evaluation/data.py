@@ -20,6 +20,13 @@ _NOT_THE_LAYOUT = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 """What Python says when a record is not what it should be."""
 
 
+NO_SCRIPTS = "Dataset scripts are no longer supported"
+"""What `datasets` says from version 4 on of a repository that has Python in place of data."""
+
+CONVERTED = "refs/convert/parquet"
+"""The branch on which the Hub keeps such a repository's data as Parquet, each configuration in a folder."""
+
+
 class Splits(NamedTuple):
     """Records of a task: what examples are drawn from, and what is asked."""
 
@@ -128,17 +135,37 @@ def _questions_of_articles(articles: Sequence[dict[str, Any]]) -> Iterator[Doc]:
 
 
 def _from_hub(task: Task) -> Splits:
-    from datasets import load_dataset
-
+    """The data as the repository holds them, or, where it holds a script, as the Hub has converted them."""
     repository, configuration = task.hub
+    script: Exception | None = None
     try:
-        *training, asked = [list(load_dataset(repository, configuration, split=split)) for split in _split_names(task)]
+        try:
+            return _splits(task, repository, configuration)
+        except RuntimeError as error:
+            if NO_SCRIPTS not in str(error):
+                raise
+            script = error
+            return _splits(task, repository, data_dir=configuration or "default", revision=CONVERTED)
     except Exception as error:  # datasets, the Hub's client and the network have errors of their own
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(script or error).split())
+        if script is None:
+            remedy = _(
+                "Check the network, or give a folder with the published files: --data FOLDER. They are at {published}"
+            )
+        else:
+            remedy = _("Give a folder with the published files: --data FOLDER. They are at {published}")
         raise EvaluationError(
             _("The data of {task} cannot be loaded from {repository} on the Hub: {reason}").format(
                 task=task.name, repository=repository, reason=reason or type(error).__name__
             ),
-            _("Check the network, or give a folder with the published files: --data FOLDER."),
+            remedy.format(published=task.published),
         ) from None
+
+
+def _splits(task: Task, repository: str, configuration: str | None = None, **options: str) -> Splits:
+    from datasets import load_dataset
+
+    *training, asked = [
+        list(load_dataset(repository, configuration, split=split, **options)) for split in _split_names(task)
+    ]
     return Splits(training[0] if training else (), asked)

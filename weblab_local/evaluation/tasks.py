@@ -15,6 +15,7 @@ Metric = Literal["acc", "exact_match", "rouge2"]
 CountTokens = Callable[[str], int]
 MGSM_TOKENS = 256
 SUMMARY_MARGIN = 10
+JGLUE = "https://github.com/yahoojapan/JGLUE"
 
 
 def no_text(_: Doc) -> str:
@@ -29,7 +30,8 @@ class Task:
     version       as the fork numbers it
     shots         examples before a question
     metric        the one that the card gives
-    hub           repository and configuration on the Hub, in a form that today's `datasets` loads
+    hub           repository and configuration on the Hub
+    published     where the files can be had without it
     questions     the split that is asked; examples are from "train"
     instruction   of the template, as is `input`; `answer` is what an example shows
     example_input where an example's input is not that of a question
@@ -46,6 +48,7 @@ class Task:
     shots: int
     metric: Metric
     hub: tuple[str, str | None]
+    published: str
     questions: Literal["validation", "test"] = "validation"
     instruction: Callable[[Doc], str] = no_text
     input: Callable[[Doc], str] = no_text
@@ -75,6 +78,7 @@ JCOMMONSENSEQA = Task(
     shots=3,
     metric="acc",
     hub=("Rakuten/JGLUE", "JCommonsenseQA"),
+    published=JGLUE,
     instruction=lambda doc: (
         "与えられた選択肢の中から、最適な答えを選んでください。出力は以下から選択してください：\n"
         + "\n".join(f"- {choice}" for choice in _five_choices(doc))
@@ -93,6 +97,7 @@ JNLI = Task(
     shots=3,
     metric="acc",
     hub=("Rakuten/JGLUE", "JNLI"),
+    published=JGLUE,
     instruction=lambda _: (
         "与えられた前提と仮説の関係を回答してください。\n\n出力は以下から選択してください：\n" + "\n".join(RELATIONS)
     ),
@@ -111,6 +116,7 @@ MARC_JA = Task(
     shots=3,
     metric="acc",
     hub=("Rakuten/JGLUE", "MARC-ja"),
+    published=JGLUE,
     instruction=lambda _: "以下の製品レビューを、ポジティブまたはネガティブの感情クラスのいずれかに分類してください。",
     input=lambda doc: doc["sentence"],
     answer=lambda doc: SENTIMENTS_JA[_index(doc["label"], SENTIMENTS)],
@@ -133,6 +139,7 @@ JSQUAD = Task(
     shots=2,
     metric="exact_match",
     hub=("Rakuten/JGLUE", "JSQuAD"),
+    published=JGLUE,
     instruction=lambda _: "与えられた文脈から、質問に対する答えを抜き出してください。",
     input=lambda doc: _extraction_input(doc["context"].split("[SEP]")[-1].strip(), doc["question"]),
     answer=lambda doc: doc["answers"]["text"][0],
@@ -154,6 +161,7 @@ JAQKET_V2 = Task(
     shots=1,
     metric="exact_match",
     hub=("kumapo/JAQKET", "v2.0"),
+    published="https://sites.google.com/view/project-aio/dataset",
     instruction=lambda _: "与えられた文脈から、質問に対する答えを抜き出してください。",
     input=lambda doc: _extraction_input("\n".join(doc["ctxs"]["text"][:5]), doc["question"]),
     example_input=lambda doc: _extraction_input(_answering_context(doc), doc["question"]),
@@ -168,6 +176,7 @@ XLSUM_JA = Task(
     shots=1,
     metric="rouge2",
     hub=("mkshing/xlsum_ja", None),
+    published="https://github.com/csebuetnlp/xl-sum",
     questions="test",
     instruction=lambda _: "与えられたニュース記事を要約してください。",
     input=lambda doc: f"ニュース記事:{doc['text']}",
@@ -183,6 +192,7 @@ XWINOGRAD_JA = Task(
     shots=0,
     metric="acc",
     hub=("polm-stability/xwinograd-ja", None),
+    published="https://huggingface.co/datasets/polm-stability/xwinograd-ja",
     questions="test",
     choices=lambda doc: [doc["sentence1"], doc["sentence2"]],
     label=lambda doc: int(doc["answer"]) - 1,
@@ -195,6 +205,7 @@ MGSM = Task(
     shots=5,
     metric="acc",
     hub=("juletxara/mgsm", "ja"),
+    published="https://github.com/google-research/url-nlp",
     questions="test",
     instruction=lambda _: "与えられた問題に対して、ステップごとに答えを導き出してください。",
     input=lambda doc: doc["question"].replace("問題：", ""),

@@ -1,7 +1,7 @@
 """Text to ids as Hugging Face does it, and ids to text that is complete at every step.
 
 llama.cpp has no NFC normalizer and GPT-NeoX's tokenizer begins with one, so text is normalized here. Special tokens
-are never parsed out of text: `<|endoftext|>` typed by a user stays text.
+are not parsed out of text unless that is asked for: `<|endoftext|>` typed by a user stays text.
 """
 
 import codecs
@@ -33,7 +33,15 @@ class Tokenizer:
         n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
         self.pieces = tuple(piece(vocab, token) for token in range(n_vocab))
         """The bytes that each token stands for; none for a special token."""
-        self._most_bytes = max(map(len, self.pieces), default=0)
+        self.specials = {
+            llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace"): token
+            for token in range(n_vocab)
+            if llama_cpp.llama_vocab_get_attr(vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+        }
+        """The special tokens by what they are written as."""
+        by_length = sorted(filter(None, self.specials), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, by_length))) if by_length else None
+        self._most_bytes = max([*map(len, self.pieces), *(len(text.encode()) for text in self.specials)], default=0)
         added = [
             self.pieces[token].decode(errors="replace")
             for token in range(n_vocab)
@@ -43,12 +51,26 @@ class Tokenizer:
         self._longest_run = max(runs, default=0)
         self._cut = _places_to_cut(min(runs, default=0)) if _can_be_cut(added) else None
 
-    def encode(self, text: str, limit: int | None = None) -> list[int]:
+    def encode(self, text: str, limit: int | None = None, *, special: bool = False) -> list[int]:
         """Return the token ids of `text`, as `AutoTokenizer(...)(text, add_special_tokens=False)` gives them.
 
+        That is with `special`; without it, special tokens in the text are text (`split_special_tokens=True`).
         With `limit`, raises PromptTooLong as soon as there are more and text is left, which then costs no time. Raises
         PromptError for lone surrogates, which no UTF-8 can hold, and for thousands of combining marks on one letter.
         """
+        if not special or self._special is None:
+            return self._encode(text, limit)
+        ids: list[int] = []
+        start = 0
+        for found in self._special.finditer(text):
+            ids += self._encode(text[start : found.start()], limit)
+            ids.append(self.specials[found[0]])
+            start = found.end()
+            if limit is not None and len(ids) > limit:
+                raise _more_than(limit)
+        return ids + self._encode(text[start:], limit)
+
+    def _encode(self, text: str, limit: int | None) -> list[int]:
         _require_few_marks(text)
         text = unicodedata.normalize("NFC", text)
         try:
@@ -62,7 +84,7 @@ class Tokenizer:
         start = 0
         while start < len(text):
             if limit is not None and (len(ids) > limit or n_bytes > limit * self._most_bytes):
-                raise PromptTooLong(_("The text has more than {n} tokens.").format(n=limit), _("Shorten it."))
+                raise _more_than(limit)
             stop = self._next_cut(text, start)
             ids += self._encode_piece(text[start:stop].encode("utf-8"))
             start = stop
@@ -85,6 +107,10 @@ class Tokenizer:
         ids = (llama_cpp.llama_token * (len(data) + 1))()
         n_ids = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, False)
         return list(ids[:n_ids])
+
+
+def _more_than(limit: int) -> PromptTooLong:
+    return PromptTooLong(_("The text has more than {n} tokens.").format(n=limit), _("Shorten it."))
 
 
 def _can_be_cut(added: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Which devices layers are offloaded to, how much of their memory an automatic plan takes, and how layers are divided."""
+"""Which devices take layers, how much of their memory an automatic plan uses, and how layers are divided."""
 
 from collections.abc import Sequence
 

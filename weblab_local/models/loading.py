@@ -74,6 +74,7 @@ def load(
     kv_type: KvType | None = None,
     flash_attention: bool | None = None,
     repack: bool | None = None,
+    drafts: bool | None = None,
     rpc: Sequence[str] = (),
     lora: Sequence[tuple[str | Path, float]] = (),
     on_progress: Callable[[float], None] | None = None,
@@ -83,6 +84,7 @@ def load(
     name_or_path      a GGUF's path, a name in the store, "demo"; None: the store's default
     n_ctx             KV cells that all sequences share; None: 2048, or what fits of it
     n_gpu_layers      layers on GPUs and workers; -1 is all, "auto" as many as fit
+    drafts            guess tokens ahead and check them together; None: in answers that are drawn without a seed
     rpc               workers that take layers too, as host:port; what to know of them is in `machine.rpc`
     lora              LoRA adapters to compute with: each a GGUF's path, or its name in the store, and its scale
     on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
@@ -117,6 +119,7 @@ def load(
         replace(choice, kv_type=kv_type),
         n_ctx=n_ctx,
         n_parallel=n_parallel,
+        drafts=drafts,
         lora=adapters,
         on_progress=on_progress,
     )
@@ -137,6 +140,7 @@ def load_planned(
     *,
     n_ctx: int,
     n_parallel: int = 1,
+    drafts: bool | None = None,
     lora: Sequence[tuple[Path, float]] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> Engine:
@@ -155,6 +159,7 @@ def load_planned(
             kv_type=choice.kv_type,
             flash_attention=choice.flash_attention,
             repack=choice.repack,
+            drafts=drafts,
             devices=[device.handle for device in planned.devices],
             tensor_split=planned.tensor_split,
             lora=lora,

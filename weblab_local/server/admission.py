@@ -17,7 +17,8 @@ class Admission:
     def __init__(self, n_parallel: int, queue: int) -> None:
         self._n_parallel = n_parallel
         self._room = n_parallel + queue
-        self._taken = 0
+        self.n_taken = 0
+        """Places of answers that are computed or wait."""
         self._seconds = 1.0
         """How long a request took lately, as a running mean."""
 
@@ -26,15 +27,15 @@ class Admission:
 
         One request that wants more places than there are at all gets in when nobody else is there.
         """
-        if self._taken and self._taken + n > self._room:
-            message = _("{n} answers are under way or waiting; there is no room for more.").format(n=self._taken)
+        if self.n_taken and self.n_taken + n > self._room:
+            message = _("{n} answers are under way or waiting; there is no room for more.").format(n=self.n_taken)
             raise self.come_again(429, message, code="queue_full")
-        self._taken += n
+        self.n_taken += n
         return Places(self, n)
 
     def give_back(self, n: int) -> None:
         """Free `n` places."""
-        self._taken -= n
+        self.n_taken -= n
 
     def took(self, seconds: float) -> None:
         """Take note of how long a request took."""

@@ -23,6 +23,10 @@ from weblab_local.server.connection import EventStream, while_connected
 from weblab_local.server.desktop.routes import Desktop, desktop_routes
 from weblab_local.server.errors import ErrorResponse, api_error, validation_error
 from weblab_local.server.guard import CLIENT_LEFT, Guard
+from weblab_local.server.llama_server import llama_server_routes
+from weblab_local.server.metrics import MEDIA_TYPE
+from weblab_local.server.ollama.routes import ollama_routes
+from weblab_local.server.reading_ahead import ReadAheadRequest
 from weblab_local.server.request_bodies import ChatCompletionRequest, CompletionRequest
 from weblab_local.server.response_bodies import (
     AdapterCard,
@@ -32,11 +36,13 @@ from weblab_local.server.response_bodies import (
     ModelList,
     TextCompletion,
 )
+from weblab_local.server.responses.routes import responses_routes
 from weblab_local.server.state import ServerState
 from weblab_local.server.static import add_page
 
 _ERRORS: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorResponse, "description": "An error object"}}
 _STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 CurrentState = Callable[[], ServerState]
 """Gives what requests to the loaded model share. Raises ApiError where none is loaded."""
@@ -45,6 +51,7 @@ CurrentState = Callable[[], ServerState]
 def create_app(engine: Engine, config: ServerConfig) -> ASGIApp:
     """The server as an ASGI app. The engine stays the caller's, to be closed after the app has ended."""
     state = ServerState(engine, config)
+    state.reading_ahead.begin()
     app = _with_routes(lambda: state, config, str(attribution(engine.metadata)))
     add_page(app)
     return _guarded(app, config)
@@ -68,7 +75,12 @@ def _with_routes(current: CurrentState, config: ServerConfig, description: str) 
     )
     for kind in (RequestValidationError, HTTPException, WeblabError, Exception):
         app.add_exception_handler(kind, _error_response)
-    app.include_router(_api(current), dependencies=_key_scheme(config))
+    routers = [_api(current), llama_server_routes(current, _ERRORS), ollama_routes(current)]
+    routers.append(responses_routes(current, _ERRORS))
+    if config.metrics:
+        routers.append(_metrics(current))
+    for router in routers:
+        app.include_router(router, dependencies=_key_scheme(config))
 
     @app.get("/health", responses=_ERRORS)
     def health() -> Health:
@@ -85,7 +97,7 @@ def _guarded(app: ASGIApp, config: ServerConfig) -> ASGIApp:
     return CORSMiddleware(
         guarded,
         allow_origins=config.cors_origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         allow_private_network=True,
         expose_headers=["Retry-After"],
@@ -97,12 +109,13 @@ def _key_scheme(config: ServerConfig) -> list[Any]:
     return [Depends(HTTPBearer(auto_error=False))] if config.api_keys else []
 
 
-def _error_response(_request: Request, error: Exception) -> Response:
+def _error_response(request: Request, error: Exception) -> Response:
+    path = request.scope["path"]
     if isinstance(error, RequestValidationError):
-        return validation_error(error.errors()).response()
+        return validation_error(error.errors()).response(path)
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_LEFT)  # for the log; nobody is there to read it
-    return api_error(error).response()
+    return api_error(error).response(path)
 
 
 def _api(current: CurrentState) -> APIRouter:
@@ -120,17 +133,34 @@ def _api(current: CurrentState) -> APIRouter:
         run = await while_connected(request.receive, TextCompletionRun.prepare(current(), body))
         return await _answer(run, body.stream, request.receive)
 
+    @router.post("/read_ahead", status_code=204)
+    async def read_ahead(body: ReadAheadRequest) -> None:
+        """Compute what is typed while nobody asks anything. For a page; what comes of it is a sooner answer."""
+        current().reading_ahead.take(body)
+
     @router.get("/models")
     def models() -> ModelList:
-        """The model that is loaded, with its licence."""
-        return ModelList(data=[_card(current())])
+        """The model that is loaded under each of its names, with its licence."""
+        state = current()
+        return ModelList(data=[_card(state, name) for name in state.names])
 
-    @router.get("/models/{model_id}")
+    @router.get("/models/{model_id:path}")
     def model(model_id: str) -> ModelCard:
-        """The same by its name."""
+        """The same by one of its names."""
         state = current()
         state.require_model(model_id)
-        return _card(state)
+        return _card(state, model_id if model_id in state.names else state.model_id)
+
+    return router
+
+
+def _metrics(current: CurrentState) -> APIRouter:
+    router = APIRouter(responses=_ERRORS)
+
+    @router.get("/metrics", response_model=None, responses=_TEXT)
+    async def metrics() -> Response:
+        """What the server has done so far, in Prometheus' text form."""
+        return Response(current().metrics_text(), media_type=MEDIA_TYPE)
 
     return router
 
@@ -143,16 +173,17 @@ async def _answer(run: ChatCompletionRun | TextCompletionRun, stream: bool, rece
         return await while_connected(receive, run.whole())
 
 
-def _card(state: ServerState) -> ModelCard:
+def _card(state: ServerState, name: str) -> ModelCard:
     engine = state.engine
     found = attribution(engine.metadata)
     return ModelCard(
-        id=state.model_id,
+        id=name,
         created=state.created,
         owned_by=found.authors or "unknown",
         context_length=engine.longest_sequence,
         max_parallel=engine.n_parallel,
         instruction_tuned=engine.has_template,
+        reads_ahead=state.reading_ahead.enabled,
         license=found.licence,
         attribution=str(found),
         adapters=[AdapterCard(name=a.name, scale=a.scale, license=a.licence) for a in engine.adapters],

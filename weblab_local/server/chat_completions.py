@@ -9,13 +9,13 @@ from weblab_local.engine.generation import Completion
 from weblab_local.server.choices import Choice, ChoiceChunk, PrefillProgress
 from weblab_local.server.completion_run import CompletionRun
 from weblab_local.server.conversation import Conversation
+from weblab_local.server.fields import Body
 from weblab_local.server.request_bodies import ChatCompletionRequest, StreamOptions
 from weblab_local.server.response_bodies import (
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
     chat_logprobs,
-    extension_of,
     finish,
     usage_of,
 )
@@ -28,28 +28,44 @@ class ChatCompletionRun(CompletionRun):
     ID_PREFIX = "chatcmpl"
     STREAM_OBJECT = "chat.completion.chunk"
 
-    def __init__(self, state: ServerState, body: ChatCompletionRequest, conversation: Conversation) -> None:
+    def __init__(
+        self, state: ServerState, body: ChatCompletionRequest, conversation: Conversation, ignored: Sequence[str]
+    ) -> None:
         """Raises SamplingError for parameters that cannot be."""
         choices = [
             Choice(
                 conversation.prompt_ids,
-                body.sampling_params(choice, conversation.max_tokens, body.json_schema),
+                body.sampling_params(choice, conversation.max_tokens, body.answer_schema),
                 raw=False,
                 n_logprobs=body.n_logprobs,
             )
             for choice in range(body.n)
         ]
-        super().__init__(state, choices)
+        super().__init__(state, choices, ignored)
         self._body = body
         self._conversation = conversation
+        self.dropped_messages = conversation.dropped_messages
 
     @classmethod
-    async def prepare(cls, state: ServerState, body: ChatCompletionRequest) -> "ChatCompletionRun":
-        """Tokenize the request. Raises ApiError, PromptError and SamplingError for what cannot be answered."""
+    async def prepare(
+        cls, state: ServerState, body: ChatCompletionRequest, sent: Body | None = None
+    ) -> "ChatCompletionRun":
+        """Tokenize the request. `sent`: what `body` was made of, in another API's form.
+
+        Raises ApiError, PromptError and SamplingError for what cannot be answered.
+        """
         state.require_model(body.model)
+        ignored = state.ignored(sent or body)
 
         def tokenized() -> "ChatCompletionRun":
-            return cls(state, body, Conversation(body.messages, body.most_tokens, state.engine, state.generated_ids))
+            conversation = Conversation(
+                body.messages,
+                body.most_tokens,
+                state.engine,
+                state.generated_ids,
+                continue_final_message=body.continue_final_message,
+            )
+            return cls(state, body, conversation, ignored)
 
         run, places = await state.prepare(body.n, tokenized)
         run.places = places
@@ -57,13 +73,13 @@ class ChatCompletionRun(CompletionRun):
 
     async def whole(self) -> ChatCompletion:
         """Return all choices, when the last has ended."""
-        completions = await self._run()
+        completions = await self.completed()
         return await asyncio.to_thread(self._response, completions)  # thousands of log-probabilities take a while
 
     def _response(self, completions: Sequence[Completion]) -> ChatCompletion:
         return ChatCompletion(
             id=self._id,
-            created=self._created,
+            created=self.created,
             model=self._state.model_id,
             choices=[
                 ChatChoice(
@@ -75,14 +91,14 @@ class ChatCompletionRun(CompletionRun):
                 for index, completion in enumerate(completions)
             ],
             usage=usage_of([completions[0].stats], [completion.stats for completion in completions]),
-            weblab=extension_of(completions[0].stats, self._conversation.dropped_messages, self._timed_out),
+            weblab=self.extension(completions[0].stats, timed_out=self.timed_out),
         )
 
     async def stream(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield `chat.completion.chunk` objects."""
         options = self._body.stream_options or StreamOptions()
         begun: set[int] = set()
-        async with aclosing(self._events(progress=options.include_progress)) as events:
+        async with aclosing(self.events(progress=options.include_progress)) as events:
             async for event in events:
                 if isinstance(event, PrefillProgress):
                     yield self._progress_object(event)
@@ -90,12 +106,12 @@ class ChatCompletionRun(CompletionRun):
                 if event.index not in begun:
                     begun.add(event.index)
                     first = _choice(event.index, {"role": "assistant", "content": ""})
-                    dropped = {"dropped_messages": self._conversation.dropped_messages}
+                    dropped = {"dropped_messages": self.dropped_messages}
                     yield self._stream_object([first], weblab=dropped)
                 for one in self._chunk_objects(event):
                     yield one
         if options.include_usage:
-            stats = [completion.stats for completion in self._completions]
+            stats = [completion.stats for completion in self.completions]
             yield self._stream_object([], usage=usage_of(stats[:1], stats).model_dump())
 
     def _chunk_objects(self, choice_chunk: ChoiceChunk) -> Sequence[dict[str, Any]]:
@@ -106,8 +122,8 @@ class ChatCompletionRun(CompletionRun):
             objects.append(self._stream_object([_choice(choice_chunk.index, {"content": chunk.text}, logprobs)]))
         if chunk.finish_reason is not None and chunk.stats is not None:
             ended = _choice(choice_chunk.index, {}, finish_reason=finish(chunk.finish_reason))
-            extension = extension_of(chunk.stats, self._conversation.dropped_messages, choice_chunk.timed_out)
-            objects.append(self._stream_object([ended], weblab=extension.model_dump()))
+            extension = self.extension(chunk.stats, timed_out=choice_chunk.timed_out).model_dump()
+            objects.append(self._stream_object([ended], weblab=extension))
         return objects
 
     def _on_completed(self, completion: Completion) -> None:

@@ -22,6 +22,12 @@ class ServerConfig:
     queue           requests that may wait; more are told to come later
     max_body        bytes of a request's body
     timeout         seconds to compute an answer, which then ends where it is; a request waits as long for its turn
+    read_ahead      compute what is typed on the page, and what every conversation begins with, while nobody asks
+    aliases         names for the model beside its own
+    any_model       whether every name is taken for the loaded model
+    responses       how many responses of the Responses API are kept in memory
+    metrics         whether what the server has done can be read under /metrics
+    strict          whether fields that an answer would not depend on are refused, instead of named in it
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +38,12 @@ class ServerConfig:
     queue: int = 16
     max_body: int = 1 << 20
     timeout: float = 600.0
+    read_ahead: bool = True
+    aliases: Sequence[str] = ()
+    any_model: bool = False
+    strict: bool = False
+    responses: int = 64
+    metrics: bool = False
 
     def __post_init__(self) -> None:
         if not self.api_keys and not is_loopback(self.host):

@@ -4,19 +4,24 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import groupby, takewhile
 
 from weblab_local.chat.session import ChatSession, Turn
 from weblab_local.engine.engine import Engine
 from weblab_local.engine.generation import Completion
 from weblab_local.engine.prompt import INSTRUCTION, RESPONSE
+from weblab_local.engine.sampling import SamplingParams
 from weblab_local.errors import PromptTooLong
 from weblab_local.i18n import _
 from weblab_local.server.errors import ApiError
-from weblab_local.server.request_bodies import DEFAULT_MAX_TOKENS, ChatMessage
+from weblab_local.server.messages import ChatMessage
 
 REMEMBERED = 1024
 """Answers whose ids are kept."""
+
+USUAL_ROOM = 512
+"""Tokens kept free for an answer that may be as long as the context."""
 
 
 class GeneratedIds:
@@ -27,10 +32,10 @@ class GeneratedIds:
     """
 
     def __init__(self) -> None:
-        self._ids: OrderedDict[tuple[str, str], Sequence[int]] = OrderedDict()
+        self._ids: OrderedDict[tuple[str | None, str], Sequence[int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def keep(self, instruction: str, answer: str, ids: Sequence[int]) -> None:
+    def keep(self, instruction: str | None, answer: str, ids: Sequence[int]) -> None:
         """Remember the ids of an answer; the oldest one goes when there are too many."""
         with self._lock:
             self._ids[instruction, answer] = ids
@@ -38,7 +43,7 @@ class GeneratedIds:
             if len(self._ids) > REMEMBERED:
                 self._ids.popitem(last=False)
 
-    def find(self, instruction: str, answer: str) -> Sequence[int] | None:
+    def find(self, instruction: str | None, answer: str) -> Sequence[int] | None:
         """Return the ids of an answer, None if this server did not generate it."""
         with self._lock:
             return self._ids.get((instruction, answer))
@@ -47,28 +52,48 @@ class GeneratedIds:
 class Conversation:
     """The prompt of a chat request as ids, and how many of its messages had to be dropped.
 
-    Messages of one role that follow each other become one, joined as the chat template joins them.
+    Messages are joined as the chat template joins them: those of one role that follow each other become one, a system
+    message stands at the beginning of the instruction after it. An assistant's last message is gone on with.
     """
 
     def __init__(
-        self, messages: Sequence[ChatMessage], max_tokens: int | None, engine: Engine, generated_ids: GeneratedIds
+        self,
+        messages: Sequence[ChatMessage],
+        max_tokens: int | None,
+        engine: Engine,
+        generated_ids: GeneratedIds,
+        *,
+        continue_final_message: bool | None = None,
     ) -> None:
-        """Raises ApiError for messages that are no conversation, PromptTooLong where the last does not fit."""
+        """`max_tokens` None: to the end of the context. Raises PromptTooLong where the last message does not fit,
+        ApiError where an answer is to be gone on with and there is none.
+        """
         self._generated_ids = generated_ids
-        system, talk = _split(messages)
-        texts = [(role, _SEPARATORS[role].join(m.text for m in group)) for role, group in groupby(talk, _role)]
-        pairs = zip(texts[:-1:2], texts[1::2], strict=True)
-        self.instruction = texts[-1][1]
-        turns = self._turns([(instruction, answer) for (_user, instruction), (_assistant, answer) in pairs], engine)
-        self._session = ChatSession(engine, system, turns=turns)
-        self.max_tokens = max_tokens or DEFAULT_MAX_TOKENS
-        self.prompt_ids, dropped = self._session.fit(self.instruction, self.max_tokens)
-        n_dropped_turns = 2 * len(dropped)
-        kept_texts = len(texts) - n_dropped_turns
-        self.dropped_messages = len(talk) - _n_messages(talk, kept_texts)
-        """How many of the oldest messages were left out, the system message not counted."""
+        system, parts = _parts(messages)
+        pairs = _pairs(parts)
+        is_answer = bool(parts) and parts[-1].role == "assistant"
+        if continue_final_message and not is_answer:
+            raise ApiError(
+                400,
+                _("There is no message of the assistant at the end to go on with."),
+                code="invalid_value",
+                param="continue_final_message",
+            )
+        asked, begun = (parts[-1] if parts and not is_answer else _NOTHING), _NOTHING
+        if is_answer and continue_final_message is not False:
+            asked, begun = pairs.pop()
+        self.instruction = asked.text
+        self._begun = begun.text or ""
+        (open_turn,) = self._turns([(asked, begun)], engine)
+        self._begun_ids = open_turn.answer_ids
+        room = max_tokens or USUAL_ROOM
+        self._session = ChatSession(engine, system, SamplingParams(max_tokens=room), self._turns(pairs, engine))
+        self.max_tokens = max_tokens or engine.longest_sequence
+        self.prompt_ids, dropped = self._session.fit(self.instruction, room, self._begun_ids)
+        self.dropped_messages = sum(instruction.n + answer.n for instruction, answer in pairs[: len(dropped)])
+        """How many of the oldest messages were left out, system messages at the beginning not counted."""
 
-    def _turns(self, pairs: Sequence[tuple[str, str]], engine: Engine) -> Sequence[Turn]:
+    def _turns(self, pairs: Sequence[tuple["_Part", "_Part"]], engine: Engine) -> Sequence[Turn]:
         """The turns of pairs of an instruction and its answer.
 
         What is too old to fit beside the newer ones is not tokenized. Its turn has more ids, of no meaning, than any
@@ -77,7 +102,8 @@ class Conversation:
         room = engine.longest_sequence
         never_fits = range(room + 1)
         turns: list[Turn] = []
-        for instruction, answer in reversed(pairs):
+        for asked, answered in reversed(pairs):
+            instruction, answer = asked.text, answered.text or ""
             ids: Sequence[int] = never_fits
             if room >= 0:
                 with suppress(PromptTooLong):
@@ -86,44 +112,68 @@ class Conversation:
             turns.append(Turn(instruction, answer, ids))
         return turns[::-1]
 
+    def read_ahead(self, *, finished: bool) -> None:
+        """Let the engine read it, unless an answer is to be gone on with; see `ChatSession.read_ahead`."""
+        if self.instruction is not None and not self._begun_ids:
+            self._session.read_ahead(self.instruction, finished=finished)
+
     def remember(self, completion: Completion) -> None:
         """Keep the ids of an answer, for the requests that send it back."""
-        self._generated_ids.keep(self.instruction, completion.text, tuple(self._session.answer_ids(completion)))
+        ids = (*self._begun_ids, *self._session.answer_ids(completion))
+        self._generated_ids.keep(self.instruction, self._begun + completion.text, ids)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Messages that the prompt has as one: an instruction or an answer. `n` is how many they were."""
+
+    role: str
+    text: str | None
+    n: int
 
 
 _SEPARATORS = {"user": INSTRUCTION, "assistant": RESPONSE}
+_NOTHING = _Part("", None, 0)
+"""What is asked before a greeting."""
 
 
-def _role(message: ChatMessage) -> str:
-    return message.role
+def _parts(messages: Sequence[ChatMessage]) -> tuple[str | None, Sequence[_Part]]:
+    """The system message at the beginning, and the rest as instructions and answers by turns."""
+    first = list(takewhile(lambda message: message.is_system, messages))
+    single: list[_Part] = []
+    waiting: list[ChatMessage] = []
+    for message in messages[len(first) :]:
+        if message.is_system:
+            waiting.append(message)
+            continue
+        if message.role == "user":
+            single.append(_Part("user", _joined([*_texts(waiting), message.text]), len(waiting) + 1))
+        else:
+            single += [*_alone(waiting), _Part("assistant", message.text, 1)]
+        waiting = []
+    single += _alone(waiting)
+    parts = [
+        _Part(role, _SEPARATORS[role].join(one.text or "" for one in group), sum(one.n for one in group))
+        for role, group in ((role, list(group)) for role, group in groupby(single, lambda part: part.role))
+    ]
+    return _joined(_texts(first)) or None, parts
 
 
-def _split(messages: Sequence[ChatMessage]) -> tuple[str | None, Sequence[ChatMessage]]:
-    """The system message, and the rest: the user begins it and ends it."""
-    is_system = [message.role in ("system", "developer") for message in messages]
-    if any(is_system[1:]):
-        position = 1 + is_system[1:].index(True)
-        raise ApiError(
-            400,
-            _("Only the first message can be a system message."),
-            code="invalid_value",
-            param=f"messages.{position}.role",
-        )
-    system = messages[0].text if is_system[0] else None
-    talk = messages[1:] if is_system[0] else messages
-    if not talk or talk[0].role != "user" or talk[-1].role != "user":
-        raise ApiError(
-            400,
-            _("The first message after the system message and the last message have to be the user's."),
-            code="invalid_value",
-            param="messages",
-        )
-    if not talk[-1].text:
-        raise ApiError(400, _("The last message is empty."), code="invalid_value", param="messages")
-    return system, talk
+def _alone(waiting: Sequence[ChatMessage]) -> Sequence[_Part]:
+    """System messages that no instruction follows, as an instruction of their own; empty ones are nothing."""
+    texts = _texts(waiting)
+    return [_Part("user", _joined(texts), len(waiting))] if texts else []
 
 
-def _n_messages(talk: Sequence[ChatMessage], n_groups: int) -> int:
-    """Count the messages in the last `n_groups` groups of consecutive messages of one role."""
-    groups = [len(list(group)) for _, group in groupby(talk, _role)]
-    return sum(groups[len(groups) - n_groups :])
+def _texts(messages: Sequence[ChatMessage]) -> list[str]:
+    return [message.text for message in messages if message.text]
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return "\n\n".join(texts)
+
+
+def _pairs(parts: Sequence[_Part]) -> list[tuple[_Part, _Part]]:
+    """Instructions with their answers; one at the end that has none yet is left out."""
+    whole = [_NOTHING, *parts] if parts and parts[0].role == "assistant" else list(parts)
+    return list(zip(whole[::2], whole[1::2], strict=False))

@@ -13,6 +13,9 @@ from starlette.responses import JSONResponse
 from weblab_local.errors import PromptError, PromptTooLong, SamplingError, WeblabError
 from weblab_local.i18n import _
 
+OLLAMA = "/api/"
+"""How the addresses of Ollama's API begin."""
+
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -59,9 +62,15 @@ class ApiError(HTTPException):
             error=ErrorDetail(message=message, type=TYPES.get(status, "invalid_request_error"), param=param, code=code)
         )
 
-    def response(self) -> JSONResponse:
-        """The response that says so."""
-        return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
+    @property
+    def of_ollama(self) -> dict[str, str]:
+        """The error as Ollama's API has it."""
+        return {"error": self.body.error.message}
+
+    def response(self, path: str) -> JSONResponse:
+        """The response that says so, in the form of the API that `path` belongs to."""
+        content = self.of_ollama if path.startswith(OLLAMA) else self.body.model_dump()
+        return JSONResponse(content, self.status_code, self.headers)
 
 
 def api_error(error: Exception) -> ApiError:
@@ -99,15 +108,20 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
     param = ".".join(place) or None
     if first["type"] == "json_invalid" or (not place and first["type"] in ("model_attributes_type", "missing")):
         return ApiError(400, _("The body is not a JSON object."), code="invalid_json")
-    if first["type"] == "extra_forbidden":
-        message = _("{param} is not supported here. Leave it out.").format(param=param)
-        return ApiError(400, message, code="unsupported_parameter", param=printable(param or ""))
+    if first["type"] == "unsupported":
+        return unsupported_parameter(param or "")
     if len({_branch(error) for error in errors}) > 1 and all(_place(error)[:1] == place[:1] for error in errors):
         message = _("{param} has none of the forms it may have.").format(param=place[0])
         return ApiError(400, message, code="invalid_value", param=place[0])
     complaint = str(first["msg"]).removeprefix("Value error, ")
     message = f"{param}: {complaint}" if param else complaint
     return ApiError(400, message, code="invalid_value", param=param and printable(param))
+
+
+def unsupported_parameter(param: str) -> ApiError:
+    """The refusal of a field by its name."""
+    message = _("{param} is not supported here. Leave it out.").format(param=param)
+    return ApiError(400, message, code="unsupported_parameter", param=printable(param))
 
 
 def _place(error: Any) -> list[str]:

@@ -21,11 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weblab_local.i18n import _
 from weblab_local.server.config import ServerConfig
-from weblab_local.server.errors import ApiError, api_error
+from weblab_local.server.errors import OLLAMA, ApiError, api_error
 
 logger = logging.getLogger(__name__)
 
-API = "/v1/"
+APIS = ("/v1/", OLLAMA, "/tokenize", "/detokenize", "/props", "/metrics")
+"""What wants a key, where there are keys: how these addresses begin."""
+
 CLIENT_LEFT = 499
 """nginx's status for a client that did not wait for its response."""
 
@@ -80,7 +82,7 @@ class Guard:
                 if not isinstance(error, ApiError):
                     _log_failure(error)
                 if not status:  # else it has begun, and ends where it is
-                    await api_error(error).response()(scope, receive, send_with_headers)
+                    await api_error(error).response(scope["path"])(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "-")
             logger.info("%s %s %d %.3f s", scope["method"], route, status, time.monotonic() - started)
@@ -101,7 +103,7 @@ class Guard:
                 _("Pages from elsewhere may not ask. Start with --cors-origin ORIGIN for one that may."),
                 code="origin_not_allowed",
             )
-        if self._keys and scope["path"].startswith(API):
+        if self._keys and scope["path"].startswith(APIS):
             self._check_key(headers)
 
     def _is_own_name(self, host: str) -> bool:

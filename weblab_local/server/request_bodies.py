@@ -1,49 +1,41 @@
 """The bodies of requests: OpenAI's fields that an engine like this can honour, and llama.cpp's samplers beside them.
 
 GBNF grammars are not among them: a short one can keep llama.cpp busy for hours, and nothing can interrupt it there.
-
-A field that is not here is refused by name: one that is ignored would be a promise that is not kept.
+They are refused by name, as are others that would make the answer another one; `fields` says how the rest is taken.
 
 pydantic collects every error, which takes seconds for a body of 1 MB that is all wrong, while nobody else is served. So
 lists end at their first bad entry (fail_fast), and objects are cut down to the first complaint before it sees them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError
 
 from weblab_local.engine.sampling import MAX_SEED, SamplingParams
 from weblab_local.i18n import _
+from weblab_local.server.fields import WHOLE, Body, Refused, unsupported
+from weblab_local.server.messages import MOST_MESSAGES, ChatMessage
 
 MOST_CHOICES = 16
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
-MOST_MESSAGES = 2048
-MOST_PARTS = 2048
 MOST_BIASES = 2048
-DEFAULT_MAX_TOKENS = 512
+TO_THE_END = -1
+ANY_SEED = -1
+"""llama.cpp's and Ollama's way to say that a seed is to be drawn."""
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _given(cls, data: Any) -> Any:
-        """Leave out what is null, some clients' way to say "not given", and all unknown fields but the first."""
-        if not isinstance(data, dict):
-            return data
-        given = {key: value for key, value in data.items() if value is not None}
-        if len(given) <= len(cls.model_fields):
-            return given
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        first_unknown = next(key for key in given if key not in known)
-        return {key: value for key, value in given.items() if key in known or key == first_unknown}
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """What a stream holds besides the answer. `include_progress`: how much of the prompt is read."""
 
     include_usage: bool = False
@@ -61,33 +53,61 @@ def _first_bad_bias(biases: object) -> object:
     return dict([first]) if (first := next(bad, None)) else biases
 
 
-class GenerationRequest(_Body):
+def _only_text(modalities: object) -> object:
+    if modalities not in (["text"], []):
+        raise unsupported()
+    return modalities
+
+
+class GenerationRequest(Body):
     """What both kinds of completion take: how to sample, how many choices, whether to stream."""
 
     model: str | None = Field(None, description="The id that /v1/models gives; may be left out.")
     temperature: float = Field(0.7, ge=0, le=100)
     top_p: float = Field(0.95, ge=0, le=1)
-    top_k: int = Field(50, ge=0, le=2**31 - 1, description="Beyond OpenAI: only the k likeliest tokens; 0 is off.")
+    top_k: Annotated[int, WHOLE] = Field(
+        50, ge=-1, le=2**31 - 1, description="Beyond OpenAI: only the k likeliest tokens; 0 and -1 are off."
+    )
     min_p: float = Field(0.0, ge=0, le=1, description="Beyond OpenAI: only tokens this likely beside the likeliest.")
     repeat_penalty: float = Field(1.0, ge=0.01, le=100, description="Beyond OpenAI: 1 is off.")
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="The same under transformers' name.")
     presence_penalty: float = Field(0.0, ge=-100, le=100)
     frequency_penalty: float = Field(0.0, ge=-100, le=100)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes a run repeatable on the same machine.")
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS, fail_fast=True)] | None = Field(
-        None, description="Texts that end the answer."
+    seed: Annotated[int | None, WHOLE] = Field(
+        None, description="Makes a run repeatable on the same machine; -1 draws one, as none does."
     )
-    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS, fail_fast=True)] | None = Field(
+        None, description="Texts that end the answer; empty ones do not."
+    )
+    n: Annotated[int, WHOLE] = Field(1, ge=1, le=MOST_CHOICES)
     logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_first_bad_bias)] = Field(
         None, max_length=MOST_BIASES, description="Token id to what is added to its logit."
     )
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Accepted; nothing depends on it.")
+    n_predict: Annotated[int | None, WHOLE] = Field(
+        None, ge=-1, lt=2**31, description="max_tokens under llama.cpp's name."
+    )
+    modalities: Annotated[Any, AfterValidator(_only_text)] = Field(None, description="Text is the only one there is.")
+    audio: Refused = Field(None, description="Refused: there is no voice.")
+    grammar: Refused = Field(None, description="Refused: response_format takes a JSON schema.")
+    json_schema: Refused = Field(None, description="Refused: it belongs into response_format.")
+    guided_json: Refused = Field(None, description="Refused, as json_schema.")
+    guided_regex: Refused = Field(None, description="Refused, as grammar.")
+    guided_choice: Refused = Field(None, description="Refused, as grammar.")
+    guided_grammar: Refused = Field(None, description="Refused, as grammar.")
+    structured_outputs: Refused = Field(None, description="Refused, as grammar.")
+
+    def idle(self) -> Iterator[str]:
+        """Yield what another field has made useless, and options of a stream that none is."""
+        if self.stream_options is not None and not self.stream:
+            yield "stream_options"
+        if "repeat_penalty" in self.model_fields_set and self.repetition_penalty not in (None, self.repeat_penalty):
+            yield "repetition_penalty"
 
     @model_validator(mode="after")
     def _check(self) -> "GenerationRequest":
-        if self.stream_options is not None and not self.stream:
-            raise ValueError(_("stream_options are for streams: set stream."))
         if not all(token.isascii() and token.isdigit() and len(token) < 10 for token in self.logit_bias or ()):
             raise ValueError(_("The keys of logit_bias are token ids."))
         return self
@@ -98,65 +118,27 @@ class GenerationRequest(_Body):
         """The parameters for one of the n choices, each with a seed of its own. Raises SamplingError."""
         return SamplingParams(
             temperature=self.temperature,
-            top_k=self.top_k,
+            top_k=max(self.top_k, 0),
             top_p=self.top_p,
             min_p=self.min_p,
-            repeat_penalty=self.repeat_penalty,
+            repeat_penalty=self._repeat_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            seed=None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1),
+            seed=None if self.seed in (None, ANY_SEED) else (self.seed + choice) % (MAX_SEED + 1),
             max_tokens=max_tokens,
-            stop=self.stop or (),
+            stop=[text for text in ([self.stop] if isinstance(self.stop, str) else self.stop or ()) if text],
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             json_schema=json_schema,
         )
 
-
-class TextPart(_Body):
-    """A piece of a message's text."""
-
-    type: Literal["text"]
-    text: str
-
-
-_Parts = Annotated[list[TextPart], Field(fail_fast=True)]
-
-
-def _text_parts(content: object) -> object:
-    """Refuse too many parts, and the kinds that are no text, by name."""
-    if not isinstance(content, list):
-        return content
-    if len(content) > MOST_PARTS:
-        sizes = {"field_type": "List", "max_length": MOST_PARTS, "actual_length": len(content)}
-        raise PydanticKnownError("too_long", sizes)
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(kind, str) and kind != "text":
-            raise ValueError(_("this model reads text, not {kind}.").format(kind=kind))
-    return content
-
-
-class ChatMessage(_Body):
-    """A message of a conversation. `developer` is `system` under its newer name."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | _Parts, BeforeValidator(_text_parts, str | _Parts)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_text(cls, data: Any) -> Any:
-        """An assistant's message may come without content, which is an empty answer."""
-        if isinstance(data, dict) and data.get("role") == "assistant" and data.get("content") is None:
-            return {**data, "content": ""}
-        return data
-
     @property
-    def text(self) -> str:
-        """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def _repeat_penalty(self) -> float:
+        if "repeat_penalty" in self.model_fields_set or self.repetition_penalty is None:
+            return self.repeat_penalty
+        return self.repetition_penalty
 
 
-class JsonSchema(_Body):
+class JsonSchema(Body):
     """A JSON schema under a name."""
 
     name: str
@@ -165,19 +147,20 @@ class JsonSchema(_Body):
     strict: bool | None = None
 
 
-class TextFormat(_Body):
+class TextFormat(Body):
     """Free text, as without a format."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Body):
-    """Any JSON object."""
+class JsonObjectFormat(Body):
+    """Any JSON object, or, as llama.cpp has it, one that fits a schema."""
 
     type: Literal["json_object"]
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
 
 
-class JsonSchemaFormat(_Body):
+class JsonSchemaFormat(Body):
     """JSON that fits a schema."""
 
     type: Literal["json_schema"]
@@ -187,28 +170,52 @@ class JsonSchemaFormat(_Body):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
+def _not_forced(choice: object) -> object:
+    """Refuse a choice of tools by which one has to be called. What may be called may be left alone."""
+    if isinstance(choice, dict):
+        inner = choice.get("allowed_tools")
+        mode = inner.get("mode") if isinstance(inner, dict) else None
+        choice = mode if choice.get("type") == "allowed_tools" else choice.get("type")
+    if choice not in ("auto", "none"):
+        raise unsupported()
+    return choice
+
+
+_Limit = Annotated[int | None, WHOLE]
+ToolChoice = Annotated[Any, AfterValidator(_not_forced)]
+
+
 class ChatCompletionRequest(GenerationRequest):
     """A conversation, of which the next answer is wanted."""
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(min_length=1, max_length=MOST_MESSAGES)
-    max_tokens: int | None = Field(None, ge=1, lt=2**31, description="Of the answer, which never outgrows the context.")
-    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="The same under its newer name.")
+    max_tokens: _Limit = Field(
+        None, ge=-1, lt=2**31, description="Of the answer; without it, 0 and -1: to the end of the context."
+    )
+    max_completion_tokens: _Limit = Field(None, ge=-1, lt=2**31, description="The same under its newer name.")
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    top_logprobs: Annotated[int | None, WHOLE] = Field(None, ge=0, le=MOST_LOGPROBS)
     response_format: ResponseFormat | None = None
+    continue_final_message: bool | None = Field(
+        None, description="Whether an assistant's last message is gone on with, as it is unless this is false."
+    )
+    tool_choice: ToolChoice = Field(None, description="Refused where a tool has to be called; none ever is.")
+    function_call: ToolChoice = Field(None, description="Refused, as tool_choice.")
 
-    @model_validator(mode="after")
-    def _check_chat(self) -> "ChatCompletionRequest":
+    def idle(self) -> Iterator[str]:
+        """Yield the same, and what is known only to be refused where it has to be."""
+        yield from super().idle()
+        yield from (name for name in ("tool_choice", "function_call") if name in self.model_fields_set)
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError(_("top_logprobs needs logprobs."))
-        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise ValueError(_("max_tokens and max_completion_tokens are the same thing; give one."))
-        return self
+            yield "top_logprobs"
+        limits = {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
+        yield from (name for name, value in limits.items() if value != next(iter(limits.values())))
 
     @property
     def most_tokens(self) -> int | None:
-        """The answer's limit, None where it is left to the server."""
-        return self.max_completion_tokens or self.max_tokens
+        """The answer's limit, None where it is the context."""
+        limit = next((getattr(self, name) for name in _LIMITS if name in self.model_fields_set), None)
+        return limit if limit is not None and limit > 0 else None
 
     @property
     def n_logprobs(self) -> int | None:
@@ -216,15 +223,18 @@ class ChatCompletionRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def json_schema(self) -> dict[str, Any] | None:
+    def answer_schema(self) -> dict[str, Any] | None:
         """The schema that the answer has to fit, {} for any object, None for free text."""
         match self.response_format:
-            case JsonObjectFormat():
-                return {}
+            case JsonObjectFormat(schema_=schema):
+                return schema or {}
             case JsonSchemaFormat(json_schema=JsonSchema(schema_=schema)):
                 return schema
         return None
 
+
+_LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
+"""Names of the answer's limit; the first that is given is the one that counts."""
 
 _Ids = Annotated[list[int], Field(fail_fast=True)]
 _Prompt = str | Annotated[list[str], Field(fail_fast=True)] | _Ids | Annotated[list[_Ids], Field(fail_fast=True)]
@@ -256,9 +266,34 @@ class CompletionRequest(GenerationRequest):
             }
         ),
     ]
-    max_tokens: int = Field(16, ge=0, lt=2**31, description="0, with echo: nothing is generated.")
-    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    max_tokens: Annotated[int, WHOLE] = Field(
+        16, ge=-1, lt=2**31, description="0, with echo: nothing is generated; -1: to the end of the context."
+    )
+    logprobs: Annotated[int | None, WHOLE] = Field(None, ge=0, le=MOST_LOGPROBS)
+    special: bool = Field(False, description="Beyond OpenAI: special tokens that the prompt has are tokens, not text.")
     echo: bool = Field(False, description="The prompt comes back too, its tokens with log-probabilities.")
+    best_of: Annotated[int | None, WHOLE] = Field(None, ge=0, description="Refused beyond n.")
+    suffix: Refused = Field(None, description="Refused: only what comes after the prompt is written.")
+
+    @field_validator("best_of")
+    @classmethod
+    def _no_more_than_n(cls, best_of: int | None, info: ValidationInfo) -> int | None:
+        if best_of is not None and best_of > info.data.get("n", 1):
+            raise unsupported()
+        return best_of
+
+    def idle(self) -> Iterator[str]:
+        """Yield the same, and the second of two limits."""
+        yield from super().idle()
+        if "max_tokens" in self.model_fields_set and self.n_predict not in (None, self.max_tokens):
+            yield "n_predict"
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The limit of each answer, None where it is the context."""
+        given = "max_tokens" in self.model_fields_set or self.n_predict is None
+        limit = self.max_tokens if given else self.n_predict
+        return None if limit == TO_THE_END else limit
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
@@ -272,7 +307,7 @@ class CompletionRequest(GenerationRequest):
     def _check_completion(self) -> "CompletionRequest":
         if not self.prompt:
             raise ValueError(_("The prompt is empty."))
-        if not self.max_tokens and not self.echo:
+        if self.most_tokens == 0 and not self.echo:
             raise ValueError(_("max_tokens 0 is for echo; without it there would be nothing to answer."))
         if len(self.prompts) * self.n > MOST_CHOICES:
             raise ValueError(_("At most {n} answers in one request.").format(n=MOST_CHOICES))

@@ -32,13 +32,18 @@ class Extension(BaseModel):
 
     dropped_messages    the oldest messages that no longer fit the context; the system message is never dropped
     preempted           how often the answer had to give its room up to older ones, and went on later
+    drafted_tokens      tokens that were guessed and computed with others; `accepted_tokens` of them are in the answer
     timed_out           the answer ended because the server's time for one was up; `finish_reason` is then "length"
+    ignored             fields of the request that the answer does not depend on, each once, positions in lists left out
     speeds              tokens per second; `time_to_first_token` is in seconds, the waiting included
     """
 
     dropped_messages: int
     preempted: int
+    drafted_tokens: int
+    accepted_tokens: int
     timed_out: bool
+    ignored: list[str]
     prompt_speed: float
     generation_speed: float
     time_to_first_token: float
@@ -144,13 +149,14 @@ class ModelCard(BaseModel):
     context_length: int
     max_parallel: int
     instruction_tuned: bool
+    reads_ahead: bool
     license: str
     attribution: str
     adapters: list[AdapterCard]
 
 
 class ModelList(BaseModel):
-    """The one model that is loaded."""
+    """The one model that is loaded, once under each of its names."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -179,12 +185,15 @@ def usage_of(prompts: Sequence[Stats], answers: Sequence[Stats]) -> Usage:
     )
 
 
-def extension_of(stats: Stats, dropped_messages: int, timed_out: bool) -> Extension:
+def extension_of(stats: Stats, *, timed_out: bool, ignored: Sequence[str], dropped_messages: int = 0) -> Extension:
     """What goes beyond OpenAI, of one answer."""
     return Extension(
         dropped_messages=dropped_messages,
         preempted=stats.preempted,
+        drafted_tokens=stats.drafted_tokens,
+        accepted_tokens=stats.accepted_tokens,
         timed_out=timed_out,
+        ignored=list(ignored),
         prompt_speed=stats.prompt_speed,
         generation_speed=stats.generation_speed,
         time_to_first_token=stats.time_to_first_token,

@@ -1,5 +1,6 @@
 """From an ASGI app to a server that listens, until it is told to end."""
 
+import asyncio
 import signal
 import socket
 import sys
@@ -7,16 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import HANDLED_SIGNALS
 
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _
 from weblab_local.server.config import ServerConfig
+from weblab_local.server.connection import ENDING
 from weblab_local.server.http_protocol import HEADER_SECONDS, HttpConfig, HttpProtocol
 
 GRACE_SECONDS = 2
-"""How long answers may go on when the server is told to end."""
+"""How long answers may go on when the server is told to end; then streams say that it does."""
+
+LAST_WORDS_SECONDS = 1
+"""How long that may take."""
 
 BACKLOG = 128
 SPARE_CONNECTIONS = 128
@@ -53,9 +58,15 @@ class Server:
         """`listener` is what `listen` gave; the server closes it. `most_requests` are answered or wait."""
         self._listener = listener
         self.port = int(listener.getsockname()[1])
+        ending = asyncio.Event()
+
+        async def with_ending(scope: Scope, receive: Receive, send: Send) -> None:
+            scope[ENDING] = ending
+            await app(scope, receive, send)
+
         self._uvicorn = _Uvicorn(
             HttpConfig(
-                app,
+                with_ending,
                 http=HttpProtocol,
                 access_log=False,
                 log_config=None,
@@ -66,9 +77,10 @@ class Server:
                 server_header=False,
                 most_connections=most_requests + SPARE_CONNECTIONS,
                 timeout_keep_alive=HEADER_SECONDS,
-                timeout_graceful_shutdown=GRACE_SECONDS,
+                timeout_graceful_shutdown=GRACE_SECONDS + LAST_WORDS_SECONDS,
             )
         )
+        self._uvicorn.ending = ending
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Answer requests until `stop`, Ctrl-C or SIGTERM. `on_ready` is called when the first can come."""
@@ -81,9 +93,10 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn's server, which says when it listens."""
+    """uvicorn's server, which says when it listens, and when it is about to end."""
 
     on_ready: Callable[[], None] | None = None
+    ending: asyncio.Event
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -98,3 +111,7 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         if self.on_ready is not None:
             self.on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(GRACE_SECONDS, self.ending.set)
+        await super().shutdown(sockets)

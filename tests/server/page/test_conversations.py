@@ -1,8 +1,10 @@
 """Conversations in the browser's storage: kept, renamed, deleted, exported, in two tabs, in a storage that fails."""
 
 import json
+import re
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import expect
 
 from tests.server.page.browser import Chat, conversation, tab
@@ -219,3 +221,62 @@ def test_two_tabs_that_answer_in_one_conversation_lose_nothing(chat: Chat) -> No
         questions = sorted(one["messages"][-2]["content"] for one in chat.stored())
         assert questions == [JOKE, "Who are you?"]
         expect(other.conversations).to_have_count(2)
+
+
+def import_file(chat: Chat, *paths: Path) -> None:
+    with chat.page.expect_file_chooser() as chooser:
+        chat.page.get_by_role("button", name="Import and export").click()
+        chat.page.get_by_role("menuitem", name="Import conversations").click()
+    chooser.value.set_files(list(paths))
+
+
+def test_what_was_exported_can_be_imported_elsewhere(chat: Chat, visit: Visit, tmp_path: Path) -> None:
+    chat.ask(HELLO)
+    chat.button("New conversation").click()
+    chat.ask(JOKE)
+    with chat.page.expect_download() as download:
+        chat.page.get_by_role("button", name="Import and export").click()
+        chat.page.get_by_role("menuitem", name="Export all conversations").click()
+    download.value.save_as(tmp_path / "all.json")
+
+    other = visit()
+    import_file(other, tmp_path / "all.json")
+
+    expect(other.notices).to_contain_text("2 conversations imported")
+    expect(other.conversations).to_have_text([JOKE, HELLO])
+    expect(other.messages).to_have_text([JOKE, re.compile(re.escape(ANSWERS[JOKE]))])
+    kept = [[(m["role"], m["content"], m.get("model")) for m in one["messages"]] for one in chat.stored()]
+    assert [[(m["role"], m["content"], m.get("model")) for m in one["messages"]] for one in other.stored()] == kept
+    other.ask(HELLO)
+    expect(other.messages).to_have_count(4)
+
+
+def test_a_conversation_is_imported_once(chat: Chat, tmp_path: Path) -> None:
+    chat.ask(HELLO)
+    with chat.page.expect_download() as download:
+        choose(chat, HELLO, "Export as JSON")
+    download.value.save_as(tmp_path / "one.json")
+    import_file(chat, tmp_path / "one.json")
+    expect(chat.notices).to_contain_text("There was no new conversation")
+    choose(chat, HELLO, "Delete")
+    import_file(chat, tmp_path / "one.json")
+    expect(chat.conversations).to_have_text([HELLO])
+    expect(chat.messages).to_have_count(2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "{}",
+        '{"format": "weblab-local/conversation", "messages": []}',
+        '{"format": "weblab-local/conversation", "messages": [{"role": "robot", "content": "a"}]}',
+        '{"format": "weblab-local/conversations", "conversations": [7]}',
+    ],
+)
+def test_a_file_that_is_no_export_is_named(chat: Chat, tmp_path: Path, text: str) -> None:
+    (tmp_path / "会話 <b>.json").write_text(text)
+    import_file(chat, tmp_path / "会話 <b>.json")
+    expect(chat.notices).to_contain_text("会話 <b>.json")
+    assert chat.stored() == []

@@ -87,8 +87,10 @@ class ModelHolder(AbstractContextManager["ModelHolder"]):
             require_gptneox(read_header(path))
             self._drop()
             engine = self._load(str(path), lambda share: self._progressed(name, share))
+            state = ServerState(engine, self._config)
+            state.reading_ahead.begin()
             with self._lock:
-                self._served = ServerState(engine, self._config)
+                self._served = state
             with suppress(OSError):
                 remember_model(path)
         except (WeblabError, OSError) as error:

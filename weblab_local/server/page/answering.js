@@ -2,6 +2,7 @@
 
 import { ApiError, fetchModel, streamAnswer } from "./api.js";
 import { history, newMessage } from "./conversations.js";
+import { Turns } from "./turns.js";
 
 /** @typedef {import("./conversations.js").Conversation} Conversation */
 /** @typedef {import("./conversations.js").Message} Message */
@@ -9,10 +10,14 @@ import { history, newMessage } from "./conversations.js";
 const SAVE_INTERVAL = 1000;
 /** Milliseconds between two saves of a running answer: what there is of it survives the tab. */
 
+const WAIT = 200;
+/** Milliseconds after which it is said that an answer waits for another. */
+
 /**
  * @typedef {object} Run An answer on its way.
  * @property {Message} message
  * @property {AbortController} controller
+ * @property {boolean} waits whether another answer comes first
  * @property {{ done: number, total: number } | null} progress tokens of the prompt that were read
  * @property {Message[]} sent
  */
@@ -31,6 +36,7 @@ export class Answering extends EventTarget {
     this.model = null;
     /** @type {Map<Conversation, Run>} */
     this.runs = new Map();
+    this.turns = new Turns();
     this.settings = settings;
   }
 
@@ -48,7 +54,7 @@ export class Answering extends EventTarget {
   async answer(conversation) {
     if (this.runs.has(conversation)) throw new Error("The conversation is being answered.");
     const sent = history(conversation);
-    const run = { message: newMessage("assistant", ""), controller: new AbortController(), progress: null, sent };
+    const run = { message: newMessage("assistant", ""), controller: new AbortController(), waits: false, progress: null, sent };
     conversation.messages.push(run.message);
     conversation.system = this.settings.values.system;
     conversation.updated = Date.now();
@@ -56,8 +62,17 @@ export class Answering extends EventTarget {
     this.#tell("start", conversation);
     this.conversations.save(conversation);
     const message = run.message;
+    const wait = (/** @type {boolean} */ waits) => {
+      clearTimeout(timer);
+      run.waits = waits;
+      this.#tell("progress", conversation);
+    };
+    const timer = setTimeout(wait, WAIT, true);
     try {
-      await this.#stream(conversation, run);
+      await this.turns.run(run.controller.signal, () => {
+        wait(false);
+        return this.#stream(conversation, run);
+      });
       message.finish ??= "stop";
     } catch (error) {
       if (run.controller.signal.aborted) message.finish ??= "stopped";
@@ -67,6 +82,7 @@ export class Answering extends EventTarget {
         message.error = { kind, message: said, retryAt: Date.now() + retryAfter * 1000 };
       }
     }
+    clearTimeout(timer);
     conversation.updated = Date.now();
     this.runs.delete(conversation);
     this.#tell("end", conversation);
@@ -88,15 +104,24 @@ export class Answering extends EventTarget {
   }
 
   /**
+   * What is sent to have messages answered.
+   * @param {string} system the system message; may be empty
+   * @param {Message[]} sent
+   */
+  body(system, sent) {
+    const first = system.trim() === "" ? [] : [{ role: "system", content: system }];
+    const messages = [...first, ...sent.map(({ role, content }) => ({ role, content }))];
+    return { messages, ...this.settings.request() };
+  }
+
+  /**
    * @param {Conversation} conversation
    * @param {Run} run
    */
   async #stream(conversation, run) {
     if (this.model === null) await this.connect();
-    const system = conversation.system.trim() === "" ? [] : [{ role: "system", content: conversation.system }];
-    const messages = [...system, ...run.sent.map(({ role, content }) => ({ role, content }))];
     let saved = Date.now();
-    for await (const chunk of streamAnswer({ messages, ...this.settings.request() }, run.controller.signal)) {
+    for await (const chunk of streamAnswer(this.body(conversation.system, run.sent), run.controller.signal)) {
       if (run.controller.signal.aborted) throw run.controller.signal.reason;
       this.#take(conversation, run, chunk);
       this.#tell("progress", conversation);

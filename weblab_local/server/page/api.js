@@ -12,6 +12,7 @@ import { tabStorage } from "./storage.js";
  * @property {string} license
  * @property {string} attribution a few lines
  * @property {boolean} instruction_tuned
+ * @property {boolean} reads_ahead
  * @property {number} max_parallel
  */
 

@@ -7,12 +7,14 @@ import { Conversations, newConversation, newMessage } from "./conversations.js";
 import { enter, isApp, stayPresent, takeTicketFromAddress } from "./desktop.js";
 import { askKey, askTitle, licenceText, openAbout, openDialog, prepareDialogs } from "./dialogs.js";
 import { byId, h, isTouchOnly } from "./dom.js";
-import { download } from "./exporting.js";
+import { download, downloadAll } from "./exporting.js";
 import { failureTexts } from "./failure.js";
 import { setLanguage, t, translatePage } from "./i18n.js";
+import { fromJson, unknown } from "./importing.js";
 import { openMenu } from "./menu.js";
 import { ModelChoice } from "./model_choice.js";
 import { announce, notify } from "./notices.js";
+import { ReadingAhead } from "./reading_ahead.js";
 import { Settings } from "./settings.js";
 import { SettingsDialog } from "./settings_dialog.js";
 import { listenForShortcuts, showShortcuts } from "./shortcuts.js";
@@ -31,10 +33,11 @@ const isRunning = (/** @type {Conversation} */ conversation) => answering.runs.h
 const conversations = new Conversations(isRunning);
 answering.conversations = conversations;
 
+const readingAhead = new ReadingAhead(answering);
 const settingsDialog = new SettingsDialog(settings);
 const sidebar = new Sidebar({ open, menu: conversationMenu });
 const thread = new Thread({ edit, regenerate, openSettings: () => settingsDialog.open(), enterKey, chooseModel });
-const composer = new Composer({ send, stop: () => answering.stop(current), editLast: () => thread.editLast() });
+const composer = new Composer({ send, stop: () => answering.stop(current), editLast: () => thread.editLast(), changed });
 
 const choice = new ModelChoice({ changed: connect });
 
@@ -57,6 +60,15 @@ function open(conversation) {
   sidebar.closeDrawer();
   show();
   if (!isTouchOnly()) composer.area.focus();
+}
+
+/**
+ * Something else is in the field, or to be asked: have it read.
+ * @param {string} text
+ * @param {boolean} isComposing
+ */
+function changed(text, isComposing) {
+  readingAhead.changed(current, text, isComposing);
 }
 
 /**
@@ -175,6 +187,35 @@ function conversationMenu(conversation, button) {
   ]);
 }
 
+/** Conversations of this browser as a file, and of files into this browser. */
+function transferMenu() {
+  const files = /** @type {HTMLInputElement} */ (byId("import"));
+  openMenu(byId("transfer"), [
+    { label: t("importFiles"), icon: "upload", run: () => files.click() },
+    { label: t("exportAll"), icon: "download", run: () => downloadAll(conversations.list()) },
+  ]);
+}
+
+/**
+ * Keep the conversations of exported files, and show the newest of them.
+ * @param {File[]} files
+ */
+async function take(files) {
+  const found = [];
+  for (const file of files) {
+    try {
+      found.push(...fromJson(await file.text()));
+    } catch {
+      notify(t("importFailed", { name: file.name }));
+    }
+  }
+  if (found.length === 0) return;
+  const fresh = unknown(found, conversations.all.values());
+  for (const conversation of fresh) conversations.save(conversation);
+  notify(fresh.length > 0 ? t("imported", { n: fresh.length }) : t("importedNothing"));
+  if (fresh.length > 0) open(fresh.reduce((a, b) => (b.updated > a.updated ? b : a)));
+}
+
 /** @param {Conversation} conversation */
 function remove(conversation) {
   answering.stop(conversation);
@@ -245,14 +286,21 @@ function speak() {
   show();
 }
 
-answering.addEventListener("start", show);
-answering.addEventListener("end", show);
+answering.addEventListener("start", () => {
+  readingAhead.stop();
+  show();
+});
+answering.addEventListener("end", (event) => {
+  show();
+  if (/** @type {CustomEvent} */ (event).detail === current) composer.tell();
+});
 answering.addEventListener("progress", (event) => {
   if (/** @type {CustomEvent} */ (event).detail === current) thread.grow();
 });
 answering.addEventListener("model", () => {
   trouble = null;
   show();
+  composer.tell();
 });
 conversations.addEventListener("change", () => {
   const isGone = current.messages.length > 0 && !isRunning(current) && !conversations.all.has(current.id);
@@ -267,6 +315,12 @@ conversations.addEventListener("full", () => notify(t(storage.available ? "stora
 
 for (const id of ["new", "new-narrow"]) byId(id).addEventListener("click", () => open(newConversation()));
 byId("actions").addEventListener("click", () => conversationMenu(current, byId("actions")));
+byId("transfer").addEventListener("click", transferMenu);
+byId("import").addEventListener("change", (event) => {
+  const { target } = /** @type {{ target: HTMLInputElement }} */ (/** @type {unknown} */ (event));
+  take([...target.files]);
+  target.value = ""; // the same file can be chosen again
+});
 byId("open-settings").addEventListener("click", () => settingsDialog.open());
 byId("open-shortcuts").addEventListener("click", () => openDialog("shortcuts"));
 byId("budget").addEventListener("click", () => openAbout(answering.model, current));

@@ -37,7 +37,13 @@ export function fitHeight(area) {
 
 /** The field at the bottom of the page, with its draft for each conversation. */
 export class Composer {
-  /** @param {{ send: (text: string) => boolean, stop: () => void, editLast: () => void }} actions `send` says if it did */
+  /**
+   * @param {object} actions
+   * @param {(text: string) => boolean} actions.send says if it did
+   * @param {() => void} actions.stop
+   * @param {() => void} actions.editLast
+   * @param {(text: string, isComposing: boolean) => void} actions.changed told of every change of the text
+   */
   constructor(actions) {
     this.actions = actions;
     this.area = /** @type {HTMLTextAreaElement} */ (byId("input"));
@@ -46,7 +52,8 @@ export class Composer {
     this.draft = "";
     this.running = false;
     sendOnEnter(this.area, () => this.#send());
-    this.area.addEventListener("input", () => this.#changed());
+    this.area.addEventListener("input", (event) => this.#changed(/** @type {InputEvent} */ (event).isComposing));
+    this.area.addEventListener("compositionend", () => this.#changed());
     this.area.addEventListener("keydown", (event) => {
       if (event.key !== "ArrowUp" || this.area.value !== "" || event.isComposing || event.altKey) return;
       event.preventDefault();
@@ -82,6 +89,11 @@ export class Composer {
     this.stopButton.hidden = !running;
   }
 
+  /** Say once more what is in the field: what it would be an answer to has changed. */
+  tell() {
+    this.actions.changed(this.area.value, false);
+  }
+
   #send() {
     const text = this.area.value.trimEnd();
     if (text.trim() === "" || this.running || !this.actions.send(text)) return;
@@ -89,8 +101,9 @@ export class Composer {
     this.#changed();
   }
 
-  #changed() {
+  #changed(isComposing = false) {
     const { value } = this.area;
+    this.actions.changed(value, isComposing);
     this.sendButton.disabled = value.trim() === "";
     if (value === "") tabStorage.remove(this.draft);
     else tabStorage.write(this.draft, value);

@@ -57,7 +57,7 @@ export class MessageView {
     this.element.setAttribute("aria-busy", String(run !== undefined));
     this.body.element.lang = languageOf(content);
     this.body.update(content);
-    const progress = run && content === "" ? JSON.stringify(run.progress) : null;
+    const progress = run && content === "" ? JSON.stringify([run.progress, run.waits]) : null;
     const state = JSON.stringify([run !== undefined, progress, isLast, busy, finish, error, stats, content === "", t("copy")]);
     if (state === this.made || this.editing) return;
     this.made = state;
@@ -66,9 +66,10 @@ export class MessageView {
   }
 
   /** @param {Run} run */
-  #waiting({ message, progress }) {
+  #waiting({ message, progress, waits }) {
     if (message.content !== "") return [];
     const dots = h("span", { class: "dots", "aria-hidden": "true" }, h("i"), h("i"), h("i"));
+    if (waits) return [h("div", { class: "waiting" }, dots, h("span", {}, t("waitingForAnother")))];
     if (progress === null) return [h("div", { class: "waiting" }, dots, h("span", { class: "visually-hidden" }, t("waiting")))];
     const { done, total } = progress;
     const bar = h("progress", { max: total, value: done, "aria-label": t("reading", { done, total }) });

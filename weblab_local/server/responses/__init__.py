@@ -1,0 +1,1 @@
+"""OpenAI's Responses API for text, translated to the requests of chat completions."""
