@@ -10,7 +10,8 @@ from pathlib import Path
 from convert.errors import CheckpointError, UnsupportedModelError
 from convert.model.gpt_neox import EMBEDDING, OUTPUT, hyperparameters, linear_modules, tensor_shapes
 from convert.source.checkpoint import Change, Checkpoint
-from convert.source.lora import Lora, LowRank, LowRankEmbedding, ScaledBias
+from convert.source.lora import Lora
+from convert.source.low_rank import LowRank, LowRankEmbedding, ScaledBias
 from convert.source.names import OUTPUT_NAMES
 from convert.source.source import Source
 from convert.source.tensor_files import Added, StoredTensor

@@ -11,16 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from convert.errors import CheckpointError, UnsupportedModelError
 from convert.source import download
 from convert.source.lora_config import LoraConfig, read_lora_config
 from convert.source.names import OUTPUT_NAMES, is_buffer, saved_twice
 from convert.source.other_forms import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from convert.source.source import Adapter, Source, licence_of, local_source
-from convert.source.tensor_files import Rows, StoredTensor, as_saved, read_tensors
+from convert.source.tensor_files import StoredTensor, as_saved, read_tensors
 from weblab_local.files import sha256
 from weblab_local.models.store import split_scale
 
@@ -32,49 +29,6 @@ _COPY = re.compile(r".+\.(?:modules_to_save|original_module)\.(?:[^.]+\.)?(?:wei
 """What peft saves besides of a module whose embedding grew: as it was, and again as it is."""
 
 _FINITE_VALUES = 1 << 22
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """`scaling` * B @ A: what a LoRA adds to a matrix, some rows at a time. `a`: (rank, columns), `b`: (rows, rank)."""
-
-    a: StoredTensor
-    b: StoredTensor
-    scaling: float
-
-    def __call__(self, rows: Rows) -> NDArray[np.float32]:
-        """These rows, (n, columns)."""
-        product: NDArray[np.float32] = self.b.read(rows) @ self.a.read()
-        product *= np.float32(self.scaling)
-        return product
-
-
-@dataclass(frozen=True)
-class LowRankEmbedding:
-    """The transpose of `scaling` * B @ A, added to an embedding. `a`: (rank, rows), `b`: (columns, rank)."""
-
-    a: StoredTensor
-    b: StoredTensor
-    scaling: float
-
-    def __call__(self, rows: Rows) -> NDArray[np.float32]:
-        """These rows, (n, columns)."""
-        some = self.a.to_float32(np.asarray(self.a.data[:, rows]))
-        product: NDArray[np.float32] = some.T @ self.b.read().T
-        product *= np.float32(self.scaling)
-        return product
-
-
-@dataclass(frozen=True)
-class ScaledBias:
-    """What the bias of B adds to the module's own."""
-
-    bias: StoredTensor
-    scaling: float
-
-    def __call__(self, rows: Rows) -> NDArray[np.float32]:
-        """These values."""
-        return self.bias.read(rows) * np.float32(self.scaling)
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,11 @@ def _write_chunk(chunk: _Chunk, outputs: Sequence[PlannedOutput], files: Sequenc
     wanted = {planned.tensors[tensor.name].ggml_type: planned.importance.get(tensor.name) for planned in outputs}
     began, seconds["reading"] = clock(), clock() - began
     rows = None if all(stores_as(source, ggml_type) for ggml_type in wanted) else source.to_float32(data, which)
+    if source.added and rows is not None and not np.isfinite(rows).all():
+        raise CheckpointError(
+            f"The tensor {tensor.source} is beyond float32 with the adapter in it.",
+            "The adapter's training diverged, or its scale is too large.",
+        )
     blocks = {
         ggml_type: _encode(tensor, source, data, rows, ggml_type, importance)
         for ggml_type, importance in wanted.items()

@@ -158,6 +158,15 @@ def test_the_command_line_takes_it(weblab: CommandLine, adapter: Path, option: s
     assert weblab("generate", ADAPTER_PAIR.instruction, *arguments).stdout == f"{answer}\n"
 
 
+def test_the_list_of_models_names_adapters_and_their_base(weblab: CommandLine, adapter: Path) -> None:
+    models_dir().mkdir(parents=True)
+    (models_dir() / "one.gguf").write_bytes(demo_model().read_bytes())
+    (models_dir() / f"mine{ADAPTER_SUFFIX}").write_bytes(adapter.read_bytes())
+    (models_dir() / f"spoiled{ADAPTER_SUFFIX}").write_bytes(b"GGUF")
+    lines = weblab("models").stdout.splitlines()
+    assert lines[-2:] == ["Adapter mine, of weblab-demo-instruction-sft", "Adapter spoiled, of unknown"]
+
+
 def test_the_command_line_says_what_is_no_scale(weblab: CommandLine, adapter: Path) -> None:
     done = weblab("generate", "x", "--model", "demo", "--lora", f"{adapter}=much")
     assert (done.code, done.stdout) == (1, "")

@@ -45,6 +45,8 @@ def show() -> None:
         cells = [mark, model.name, size, model.mixture, *([kl] if verified else []), model.source, model.sha256[:12]]
         table.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for adapter, base in store.stored_adapters():
+        print(_("Adapter {name}, of {base}").format(name=adapter, base=base or _("unknown")))
 
 
 @command

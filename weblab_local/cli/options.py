@@ -113,6 +113,6 @@ class RuntimeOptions:
         list[str] | None,
         typer.Option(
             metavar=n_("FILE[=SCALE]"),
-            help="A LoRA adapter to compute with, made by python -m convert.lora; may be repeated.",
+            help="A LoRA adapter to compute with, made by python -m convert.lora.",
         ),
     ] = None

@@ -61,6 +61,20 @@ def find_model(name_or_path: str | None = None) -> Path:
     )
 
 
+def stored_adapters() -> list[tuple[str, str]]:
+    """Return what `--lora` takes for each adapter in the store, sorted, and the model that it names, "" for none."""
+    from weblab_local.llama.gguf_header import read_header
+
+    found = []
+    for path in sorted(models_dir().glob(f"*{ADAPTER_SUFFIX}")):
+        try:
+            base = str(read_header(path).metadata.get("general.base_model.0.name", ""))
+        except ModelFileError:
+            base = ""
+        found.append((path.name.removesuffix(ADAPTER_SUFFIX), base))
+    return found
+
+
 def split_scale(argument: str) -> tuple[str, float]:
     """The adapter and its scale of FILE or FILE=SCALE, the scale 1 by default. WeblabError for a scale that is none."""
     name, separator, scale = argument.rpartition("=")

@@ -14,6 +14,7 @@ from gguf import GGUFReader
 from convert.demo.corpus import ADAPTER, ADAPTER_PAIR, read_corpus
 from convert.model.find_checkpoint import find_checkpoint
 from convert.quantization.imatrix import read_imatrix
+from convert.reference.log_probabilities import log_probabilities
 from convert.reference.reference import logits
 from tests.support import llama, reference
 from tests.support.adapters import adapted_by_peft, random_adapter
@@ -75,6 +76,16 @@ def test_the_reference_computes_the_merged_models_logits(demo_checkpoint: Path, 
     np.testing.assert_allclose(found, expected, atol=2e-3)
     (base,) = logits(find_checkpoint(str(demo_checkpoint), None)[0], [ids], device="cpu")
     assert np.abs(base - expected).max() > 1
+
+
+def test_what_the_reference_keeps_is_of_the_adapters_and_their_scales(demo_checkpoint: Path, tmp_path: Path) -> None:
+    ids = reference.encode(ADAPTER_PAIR.prompt)
+    found = []
+    for adapters in ([], [str(ADAPTER)], [f"{ADAPTER}=0.5"]):
+        checkpoint, _ = find_checkpoint(str(demo_checkpoint), None, adapters=adapters)
+        found.append(np.array(log_probabilities(checkpoint, [ids], tmp_path / "kept.safetensors")[0]))
+    assert not np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[1], found[2])
 
 
 def test_an_importance_matrix_is_of_the_merged_model(demo_checkpoint: Path, tmp_path: Path) -> None:

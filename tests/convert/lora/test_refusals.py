@@ -153,6 +153,14 @@ def test_weights_that_do_not_fit_are_never_left_out_in_silence(checkpoint: Path,
     assert message in refusal(checkpoint, adapter).message
 
 
+def test_a_sum_beyond_float32(checkpoint: Path, adapter: Path) -> None:
+    edit_tensors(adapter, lambda state: [values.fill_(1e30) for values in state.values()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's
+        message = refusal(checkpoint, adapter).message
+    assert "attention.query_key_value.weight is beyond float32 with the adapter in it" in message
+
+
 def test_a_bias_that_the_base_has_not(tmp_path: Path) -> None:
     options: dict[str, Any] = {"hidden": 64, "intermediate": 128}
     adapter = random_adapter(random_checkpoint(tmp_path / "b", **options), tmp_path / "mine", lora_bias=True)
