@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests.server.support import Running, events, post, serving, until, until_id
 from tests.support.engines import LONG_ANSWERS, ONE, PAIRS, PATIENCE, Gate, engine_of, hold, running
 from tests.support.reference import END
 from weblab_local.engine.engine import Engine
+from weblab_local.engine.generation import FinishReason
+from weblab_local.engine.request import Request, RunningRequest
 from weblab_local.llama.tokenizer import Tokenizer
 from weblab_local.server.config import ServerConfig
 from weblab_local.server.errors import ApiError
@@ -165,8 +168,27 @@ def test_closing_the_official_clients_stream_cancels(server: Running) -> None:
     until_idle(server)
 
 
-def test_an_answer_whose_time_is_up_ends_where_it_is() -> None:
+def stops_until_cancelled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have answers stop after some tokens until they are cancelled: no machine is too fast for a deadline then."""
+    scheduler, cancelled = engine._scheduler, threading.Event()
+    take, cancel = scheduler._take, scheduler.cancel
+
+    def stop(running: RunningRequest, token: int, index: int) -> FinishReason | None:
+        if running.generated == 5:
+            assert cancelled.wait(PATIENCE)
+        return take(running, token, index)
+
+    def noted(request: Request) -> None:
+        cancel(request)
+        cancelled.set()
+
+    monkeypatch.setattr(scheduler, "_take", stop)
+    monkeypatch.setattr(scheduler, "cancel", noted)
+
+
+def test_an_answer_whose_time_is_up_ends_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     with engine_of(n_parallel=1) as engine, serving(engine, timeout=SOON) as server, server.http as http:
+        stops_until_cancelled(engine, monkeypatch)
         body = ENDLESS_CHAT | {"stream": True}
         with http.stream("POST", CHAT, json=body) as response:
             found = events(list(response.iter_lines()))
