@@ -27,7 +27,7 @@ NCtx = Annotated[
 ]
 Special = Annotated[
     bool,
-    typer.Option("--special", help="Take special tokens like <|endoftext|> in a raw text for tokens instead of text."),
+    typer.Option("--special", help="Take the special tokens that a raw text names for tokens instead of text."),
 ]
 Threads = Annotated[
     int | None,
