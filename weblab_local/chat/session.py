@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from weblab_local.engine.generation import READ_IT_HERE, Chunk, Completion, Generation, Stats, complete
-from weblab_local.engine.prompt import RESPONSE, conversation_turn, first_turn
 from weblab_local.engine.sampling import SamplingParams
 from weblab_local.engine.uncopyable import Uncopyable
 from weblab_local.errors import ForkedError, PromptError, PromptTooLong, WeblabError
@@ -144,11 +143,11 @@ class ChatSession(Uncopyable):
         return self._ids(self._turns, *(() if instruction is None else (instruction,)))
 
     def _ids(self, turns: Sequence[Turn], *asked: str | None) -> list[int]:
-        tokenize = self.engine.tokenize
+        template = self.engine.template
         instructions = [*(turn.instruction for turn in turns), *asked]
         ids: list[int] = []
         for position, text in enumerate(instructions):
-            ids += tokenize(conversation_turn(text) if position else first_turn(text, self._system))
+            ids += self._tokenize(template.next_turn(text) if position else template.first_turn(text, self._system))
             if position < len(turns):
                 ids += turns[position].answer_ids
         return ids
@@ -195,7 +194,7 @@ class ChatSession(Uncopyable):
         Raises PromptTooLong where even the instruction alone leaves no room for a short answer. Changes nothing.
         """
         context = self.engine.longest_sequence
-        alone = self._n_tokens(first_turn(instruction, self._system), context)
+        alone = self._n_tokens(self.engine.template.first_turn(instruction, self._system), context)
         if context - alone - len(begun) < min(max_tokens, LEAST_ROOM):
             if begun:
                 message = _("The last messages and the system message do not fit the context of {context} tokens.")
@@ -222,28 +221,34 @@ class ChatSession(Uncopyable):
         """
         with suppress(PromptError):
             ids, _dropped = self.fit(text or "\n", self.params.max_tokens)
-            n_open = 0 if finished else len(self.engine.tokenize(RESPONSE)) + OPEN_TOKENS
+            n_open = 0 if finished else len(self._tokenize(self.engine.template.open_end)) + OPEN_TOKENS
             self.engine.read_ahead(ids[: len(ids) - n_open])
 
     def _n_to_drop(self, instruction: str | None, target: int) -> int:
         """How many of the oldest turns have to go for the rest to have at most `target` tokens, if that can be."""
-        if target <= 0:
+        if target <= 0 or not self._turns:
             return len(self._turns)
-        kept = self._n_tokens(conversation_turn(instruction), target)
+        template = self.engine.template
+        kept = self._n_tokens(template.next_turn(instruction), target)
         for n_dropped in range(len(self._turns) - 1, -1, -1):
             turn = self._turns[n_dropped]
             kept += len(turn.answer_ids)
-            if kept + self._n_tokens(first_turn(turn.instruction, self._system), target) > target:
+            if kept + self._n_tokens(template.first_turn(turn.instruction, self._system), target) > target:
                 return n_dropped + 1
-            kept += self._n_tokens(conversation_turn(turn.instruction), target)
+            if n_dropped:
+                kept += self._n_tokens(template.next_turn(turn.instruction), target)
         return 0
 
     def _n_tokens(self, text: str, limit: int) -> int:
         """How many tokens `text` has; `limit` + 1 where it has more than `limit`, which nobody counts then."""
         try:
-            return min(len(self.engine.tokenize(text, limit)), limit + 1)
+            return min(len(self._tokenize(text, limit)), limit + 1)
         except PromptTooLong:
             return limit + 1
+
+    def _tokenize(self, text: str, limit: int | None = None) -> list[int]:
+        """The ids of what the template has written."""
+        return self.engine.tokenize(text, limit, special=self.engine.template.has_specials)
 
     def _take_down(self, instruction: str, completion: Completion, n_dropped: int) -> None:
         self.last_stats = completion.stats

@@ -16,7 +16,6 @@ from weblab_local.engine.options import PromptOptions, spells_out_options, with_
 from weblab_local.engine.prompt_ids import PromptIds
 from weblab_local.engine.sampling import SamplingParams
 from weblab_local.engine.settings import require_settings, state_key
-from weblab_local.engine.stopping import TURN_STOPS
 from weblab_local.engine.uncopyable import Uncopyable
 from weblab_local.engine.users import closed_error
 from weblab_local.errors import SamplingError
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from weblab_local.chat.session import ChatSession
     from weblab_local.engine.request import Request
     from weblab_local.engine.scoring import Score
+    from weblab_local.engine.template import Template
     from weblab_local.machine.placement import Placement
     from weblab_local.machine.plan import Plan
 
@@ -94,9 +94,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         """What `weblab_local.load` planned, what llama.cpp reported, and what a person should know about that."""
         self.metadata: Mapping[str, Any] = header.metadata
         self.adapters = open_adapters(lora, header)
-        self.n_ctx = n_ctx
-        self.n_parallel = n_parallel
-        self.kv_type = kv_type
+        self.n_ctx, self.n_parallel, self.kv_type = n_ctx, n_parallel, kv_type
         used = (devices or ()) if n_gpu_layers else ()
         self.kv_settings = state_key(flash_attention, n_gpu_layers, map(description, used), self.adapters)
         """What else a saved KV state depends on."""
@@ -134,18 +132,19 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         self._finalizer = weakref.finalize(self, self._scheduler.abandon)
         self._finalizer.atexit = False  # the scheduler sees to the end of the program itself
         self._closing = threading.Lock()
-        self._prompts = PromptIds(
-            self._model.tokenizer,
-            self._model.n_vocab,
-            self.longest_sequence,
-            can_grow=self.longest_sequence < self.n_ctx_train,
-        )
+        longest = self.longest_sequence
+        self._prompts = PromptIds(self._model.tokenizer, self.metadata, longest, can_grow=longest < self.n_ctx_train)
         self._closed = False
 
     @property
     def longest_sequence(self) -> int:
         """Tokens that one prompt and its answer may have together."""
         return min(self.n_ctx, self.n_ctx_train)
+
+    @property
+    def template(self) -> "Template":
+        """How the model is asked. Raises WeblabError where its file has a template of its own that cannot be used."""
+        return self._prompts.template
 
     @property
     def has_template(self) -> bool:
@@ -337,7 +336,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         room = self.longest_sequence - len(ids)
         if room < 1:
             raise self._prompts.too_long(len(ids))
-        max_tokens, stops = min(params.max_tokens, room), (*params.stop, *(() if raw else TURN_STOPS))
+        stops, stop_ids = ((), ()) if raw else (self.template.stops, self.template.stop_ids)
         request: Request
 
         def cancel() -> None:  # the generation has it, and through it this engine, which so is not closed before
@@ -347,9 +346,9 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         request = Request(
             prompt=ids,
             params=params,
-            max_tokens=max_tokens,
-            stops=stops,
-            stop_ids=self._prompts.specials_among(params.stop),
+            max_tokens=min(params.max_tokens, room),
+            stops=(*params.stop, *stops),
+            stop_ids=self._prompts.specials_among(params.stop).union(stop_ids),
             n_logprobs=logprobs,
             emit=generation.emit,
             on_progress=given["on_progress"],

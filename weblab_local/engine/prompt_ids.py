@@ -1,10 +1,12 @@
 """Prompts as token ids: text that is tokenized, ids that are looked at, and neither longer than what fits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from weblab_local.engine.prompt import instruction_prompt, too_long
+from weblab_local.engine.prompt import too_long
+from weblab_local.engine.template import Template, template_of
 from weblab_local.engine.users import Users
 from weblab_local.errors import PromptError, PromptTooLong
 from weblab_local.i18n import _
@@ -16,13 +18,19 @@ if TYPE_CHECKING:
 class PromptIds:
     """Makes ids of what a model is asked. Any thread may call it; `users.close` waits for those that are inside."""
 
-    def __init__(self, tokenizer: "Tokenizer", n_vocab: int, longest: int, *, can_grow: bool) -> None:
+    def __init__(self, tokenizer: "Tokenizer", metadata: Mapping[str, Any], longest: int, *, can_grow: bool) -> None:
         """`longest`: tokens of a prompt and its answer; `can_grow`: the model could be loaded for more."""
         self._tokenizer = tokenizer
-        self._n_vocab = n_vocab
+        self._metadata = metadata
+        self._n_vocab = len(tokenizer.pieces)
         self._longest = longest
         self._can_grow = can_grow
         self.users = Users()
+
+    @cached_property
+    def template(self) -> Template:
+        """The model's. Raises WeblabError for one that cannot be used."""
+        return template_of(self._metadata, self._tokenizer)
 
     def tokenize(self, text: str, limit: int | None = None, *, special: bool = False) -> list[int]:
         """The ids of `text`; with `special`, those of the special tokens in it. Raises PromptTooLong beyond `limit`."""
@@ -65,8 +73,9 @@ class PromptIds:
             ids = self.checked(prompt)
         else:
             try:
-                text = prompt if raw else instruction_prompt(prompt, context)
-                ids = self.tokenize(text, self._longest, special=special)
+                text = prompt if raw else self.template.prompt(prompt, context)
+                has_specials = special if raw else self.template.has_specials
+                ids = self.tokenize(text, self._longest, special=has_specials)
             except PromptTooLong:
                 raise self.too_long() from None
         if not ids:

@@ -22,6 +22,10 @@ PIECE = 4096
 with the square of the added tokens in what it gets."""
 
 
+GUARD = "\ufdd0"
+"""A noncharacter in the middle of what is written like a special token, and is text."""
+
+
 class Tokenizer:
     """Ids of a text and bytes of an id, by a vocabulary of llama.cpp's. For any thread, until the model is freed."""
 
@@ -40,7 +44,7 @@ class Tokenizer:
         }
         """The special tokens by what they are written as."""
         by_length = sorted(filter(None, self.specials), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, by_length))) if by_length else None
+        self._special = re.compile(f"(?:{'|'.join(map(re.escape, by_length))})(?!{GUARD})") if by_length else None
         self._most_bytes = max([*map(len, self.pieces), *(len(text.encode()) for text in self.specials)], default=0)
         added = [
             self.pieces[token].decode(errors="replace")
@@ -54,7 +58,8 @@ class Tokenizer:
     def encode(self, text: str, limit: int | None = None, *, special: bool = False) -> list[int]:
         """Return the token ids of `text`, as `AutoTokenizer(...)(text, add_special_tokens=False)` gives them.
 
-        That is with `special`; without it, special tokens in the text are text (`split_special_tokens=True`).
+        That is with `special`, except for what is `guarded`; without it, special tokens in the text are text
+        (`split_special_tokens=True`).
         With `limit`, raises PromptTooLong as soon as there are more and text is left, which then costs no time. Raises
         PromptError for lone surrogates, which no UTF-8 can hold, and for thousands of combining marks on one letter.
         """
@@ -63,12 +68,24 @@ class Tokenizer:
         ids: list[int] = []
         start = 0
         for found in self._special.finditer(text):
-            ids += self._encode(text[start : found.start()], limit)
+            ids += self._encode(text[start : found.start()].replace(GUARD, ""), limit)
             ids.append(self.specials[found[0]])
             start = found.end()
             if limit is not None and len(ids) > limit:
                 raise _more_than(limit)
-        return ids + self._encode(text[start:], limit)
+        return ids + self._encode(text[start:].replace(GUARD, ""), limit)
+
+    def up_to_special(self, text: str) -> tuple[str, int | None]:
+        """The text before the first special token that it is written in, and that token; None: there is none."""
+        found = self._special.search(text) if self._special else None
+        return (text, None) if found is None else (text[: found.start()], self.specials[found[0]])
+
+    def guarded(self, text: str) -> str:
+        """`text` in which `encode` finds no special token."""
+        text = text.replace(GUARD, "")
+        while self._special and self._special.search(text):  # again: one may begin within another
+            text = self._special.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
+        return text
 
     def _encode(self, text: str, limit: int | None) -> list[int]:
         _require_few_marks(text)

@@ -10,8 +10,8 @@ from itertools import groupby, takewhile
 from weblab_local.chat.session import ChatSession, Turn
 from weblab_local.engine.engine import Engine
 from weblab_local.engine.generation import Completion
-from weblab_local.engine.prompt import INSTRUCTION, RESPONSE
 from weblab_local.engine.sampling import SamplingParams
+from weblab_local.engine.template import Template
 from weblab_local.errors import PromptTooLong
 from weblab_local.i18n import _
 from weblab_local.server.errors import ApiError
@@ -69,7 +69,7 @@ class Conversation:
         ApiError where an answer is to be gone on with and there is none.
         """
         self._generated_ids = generated_ids
-        system, parts = _parts(messages)
+        system, parts = _parts(messages, engine.template)
         pairs = _pairs(parts)
         is_answer = bool(parts) and parts[-1].role == "assistant"
         if continue_final_message and not is_answer:
@@ -132,12 +132,11 @@ class _Part:
     n: int
 
 
-_SEPARATORS = {"user": INSTRUCTION, "assistant": RESPONSE}
 _NOTHING = _Part("", None, 0)
 """What is asked before a greeting."""
 
 
-def _parts(messages: Sequence[ChatMessage]) -> tuple[str | None, Sequence[_Part]]:
+def _parts(messages: Sequence[ChatMessage], template: Template) -> tuple[str | None, Sequence[_Part]]:
     """The system message at the beginning, and the rest as instructions and answers by turns."""
     first = list(takewhile(lambda message: message.is_system, messages))
     single: list[_Part] = []
@@ -153,7 +152,7 @@ def _parts(messages: Sequence[ChatMessage]) -> tuple[str | None, Sequence[_Part]
         waiting = []
     single += _alone(waiting)
     parts = [
-        _Part(role, _SEPARATORS[role].join(one.text or "" for one in group), sum(one.n for one in group))
+        _Part(role, template.joined(role, [one.text or "" for one in group]), sum(one.n for one in group))
         for role, group in ((role, list(group)) for role, group in groupby(single, lambda part: part.role))
     ]
     return _joined(_texts(first)) or None, parts
