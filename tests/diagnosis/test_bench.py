@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from convert.demo.corpus import ADAPTER, CHECKPOINT
+from tests.support.adapters import as_gguf
 from weblab_local.cli.bench import Grid, report
 from weblab_local.diagnosis.bench import (
     Row,
@@ -175,6 +177,21 @@ def test_measuring_sets_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
         (1, "q4_0", True),
         (2, "f16", False),
     ]
+
+
+def test_an_adapter_is_measured_with_its_model(tmp_path: Path) -> None:
+    from gguf import GGUFReader
+
+    adapter = as_gguf(ADAPTER, CHECKPOINT, tmp_path / "my.gguf")
+    done = bench("--threads", "1", "--lora", f"{adapter}=0.5", "--json")
+    assert done.returncode == 0, done.stderr
+    (with_it,) = json.loads(done.stdout)["rows"]
+    without = measure(demo_model(), Setting(1), SMALL)
+    of_adapter = sum(int(tensor.n_bytes) for tensor in GGUFReader(adapter).tensors)
+    assert with_it["bytes_per_token"] - without.bytes_per_token == of_adapter
+    assert with_it["generation"]["median"] > 0
+    failed = bench("--threads", "1", "--lora", str(demo_model()))
+    assert (failed.returncode, "is no LoRA adapter" in failed.stderr.replace("\n", " ")) == (1, True)
 
 
 def test_a_setting_that_does_not_run_is_a_row_with_its_error(tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
 """`weblab-local bench`: the speeds as a table or JSON on stdout, the progress on stderr."""
 
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 import typer
 
-from weblab_local.cli.options import Model
+from weblab_local.cli.options import Lora, Model
 from weblab_local.cli.signatures import command
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _, n_
@@ -77,6 +77,7 @@ def bench(
     n_prompt: Annotated[int, typer.Option(min=1, help="Tokens in the prompt.")] = 256,
     n_generate: Annotated[int, typer.Option(min=2, help="Tokens in the answer.")] = 64,
     grid: Grid,
+    lora: Lora = None,
     repetitions: Annotated[int, typer.Option(min=1, help="How often to repeat each measurement.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Make the fastest setting the default on this machine.")] = False,
@@ -88,19 +89,22 @@ def bench(
     """
     from weblab_local.diagnosis.bench import Workload
 
-    run(model, Workload(n_prompt, n_generate, repetitions), grid, as_json=as_json, save=save)
+    run(model, Workload(n_prompt, n_generate, repetitions), grid, lora or (), as_json=as_json, save=save)
 
 
-def run(model: str | None, workload: "Workload", grid: Grid, *, as_json: bool, save: bool) -> None:
+def run(
+    model: str | None, workload: "Workload", grid: Grid, lora: Sequence[str] = (), *, as_json: bool, save: bool
+) -> None:
     """Measure and print. Raises WeblabError when nothing could be measured."""
     from weblab_local.diagnosis import bench as measuring
     from weblab_local.machine.bandwidth import memory_bandwidth
     from weblab_local.machine.devices import physical_cores
     from weblab_local.machine.tuning import save_setting, usable_cpus
-    from weblab_local.models.store import demo_model, find_model
+    from weblab_local.models.store import demo_model, find_model, split_scale
 
     path = find_model(model)
     measuring.check_workload(path, workload)
+    adapters = [split_scale(adapter) for adapter in lora]
     physical = physical_cores()
     settings = grid.settings(physical)
     _say(_("Measuring the memory's bandwidth"))
@@ -108,7 +112,7 @@ def run(model: str | None, workload: "Workload", grid: Grid, *, as_json: bool, s
 
     def measure(setting: "Setting") -> "Row":
         _say(_describe(setting))
-        return measuring.measure(path, setting, workload)
+        return measuring.measure(path, setting, workload, adapters)
 
     if settings is None:
         rows = list(measuring.sweep(measure, physical, usable_cpus(), workload))

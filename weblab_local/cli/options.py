@@ -29,6 +29,13 @@ Special = Annotated[
     bool,
     typer.Option("--special", help="Take the special tokens that a raw text names for tokens instead of text."),
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar=n_("FILE[=SCALE]"),
+        help="A LoRA adapter to compute with, made by python -m convert.lora.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Number of CPU threads.", show_default="saved by bench, else the physical cores"),
@@ -109,10 +116,4 @@ class RuntimeOptions:
             help="Machines running rpc-worker, to take over some of the layers. Trusted networks only.",
         ),
     ] = ""
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar=n_("FILE[=SCALE]"),
-            help="A LoRA adapter to compute with, made by python -m convert.lora.",
-        ),
-    ] = None
+    lora: Lora = None

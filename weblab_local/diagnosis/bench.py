@@ -130,8 +130,12 @@ def setting_to_save(rows: Sequence[Row], best: Row) -> Setting:
     return best.setting if compared else replace(best.setting, kv_type="f16")
 
 
-def measure(path: Path, setting: Setting, workload: Workload) -> Row:
-    """Load the model with `setting` and time the workload. A setting that does not run gives its error."""
+def measure(path: Path, setting: Setting, workload: Workload, lora: Sequence[tuple[str | Path, float]] = ()) -> Row:
+    """Load the model with `setting` and the adapters of `lora` (file or name, scale), and time the workload.
+
+    A setting that does not run gives its error.
+    """
+    from weblab_local.llama.adapters import adapter_bytes
     from weblab_local.models.loading import load
 
     try:
@@ -141,16 +145,19 @@ def measure(path: Path, setting: Setting, workload: Workload) -> Row:
             kv_type=setting.kv_type,
             flash_attention=setting.flash_attention,
             repack=setting.repack,
+            lora=lora,
         ) as engine:
             speeds = timed(engine, workload)
             n_gpu_layers = engine.plan.n_gpu_layers if engine.plan else 0
+            of_adapters = sum(adapter_bytes(engine.adapters).values())
     except WeblabError as error:
         return Row(setting, error=error.message)
     return Row(
         setting,
         prompt=Speed.of([prompt for prompt, _generation in speeds]),
         generation=Speed.of([generation for _prompt, generation in speeds]),
-        bytes_per_token=bytes_per_token(path, setting.kv_type, workload.n_prompt + workload.n_generate // 2),
+        bytes_per_token=bytes_per_token(path, setting.kv_type, workload.n_prompt + workload.n_generate // 2)
+        + of_adapters,
         n_gpu_layers=n_gpu_layers,
     )
 
