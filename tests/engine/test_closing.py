@@ -119,11 +119,11 @@ def test_nobody_waits_for_a_text_that_is_tokenized_but_who_closes(monkeypatch: p
     encode = engine._model.tokenizer.encode
     ids: list[list[int]] = []
 
-    def slow(text: str, limit: int | None = None) -> list[int]:
+    def slow(text: str, limit: int | None = None, *, special: bool = False) -> list[int]:
         if text == "slow":
             inside.set()
             assert goes_on.wait(60)
-        return encode(text, limit)
+        return encode(text, limit, special=special)
 
     def close() -> None:
         engine.close()

@@ -1,6 +1,7 @@
 """The ASGI app: its routes, and what stands around them."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -21,7 +22,7 @@ from weblab_local.server.completions import TextCompletionRun
 from weblab_local.server.config import ServerConfig
 from weblab_local.server.connection import EventStream, while_connected
 from weblab_local.server.desktop.routes import Desktop, desktop_routes
-from weblab_local.server.errors import ErrorResponse, api_error, validation_error
+from weblab_local.server.errors import ApiError, ErrorResponse, api_error, validation_error
 from weblab_local.server.guard import CLIENT_LEFT, Guard
 from weblab_local.server.llama_server import llama_server_routes
 from weblab_local.server.metrics import MEDIA_TYPE
@@ -135,8 +136,12 @@ def _api(current: CurrentState) -> APIRouter:
 
     @router.post("/read_ahead", status_code=204)
     async def read_ahead(body: ReadAheadRequest) -> None:
-        """Compute what is typed while nobody asks anything. For a page; what comes of it is a sooner answer."""
-        current().reading_ahead.take(body)
+        """Compute what is typed while nobody asks anything. For a page; what comes of it is a sooner answer.
+
+        While a model is exchanged there is nothing to read with, and nothing is.
+        """
+        with suppress(ApiError):
+            current().reading_ahead.take(body)
 
     @router.get("/models")
     def models() -> ModelList:

@@ -145,6 +145,7 @@ async function statusError(response) {
  */
 function streamError(error, said = {}) {
   const message = String(error.message ?? "");
+  if (error.code === "server_ending") return new ApiError("interrupted", message);
   if (BUSY.includes(said.status ?? 0)) return new ApiError("busy", message, said.retry_after ?? 1);
   return new ApiError(error.code === "context_length_exceeded" ? "context" : "server", message);
 }
