@@ -125,9 +125,9 @@ def test_what_does_not_fit_is_let_be(engine: Engine, asked: list[Sequence[int]])
     tried: list[str] = []
     tokenize = engine.tokenize
 
-    def noted(text: str, limit: int | None = None) -> list[int]:
+    def noted(text: str, limit: int | None = None, *, special: bool = False) -> list[int]:
         tried.append(text)
-        return tokenize(text, limit)
+        return tokenize(text, limit, special=special)
 
     with serving(engine, read_ahead=True) as server, pytest.MonkeyPatch.context() as patched:
         until(lambda: asked)
