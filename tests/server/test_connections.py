@@ -250,11 +250,11 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Running, threading.
     with engine_of(n_parallel=1) as engine, serving(engine, queue=9) as server:
         tokenize = engine.tokenize
 
-        def gated(text: str, limit: int | None = None) -> list[int]:
+        def gated(text: str, limit: int | None = None, *, special: bool = False) -> list[int]:
             if "slow" in text:
                 begun.append(text)
                 assert go.wait(PATIENCE)
-            return tokenize(text, limit)
+            return tokenize(text, limit, special=special)
 
         monkeypatch.setattr(engine, "tokenize", gated)
         yield server, go, begun
