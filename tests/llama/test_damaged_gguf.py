@@ -55,16 +55,18 @@ WORKING = [
     Changed("gptneox.rope.dimension_count", Value("u32", 128)),
     Changed("gptneox.attention.head_count_kv", Value("u32", 2)),
     Changed("tokenizer.ggml.token_type", None),
-    Changed("tokenizer.chat_template", Value("str", b"\xff")),
 ]
+NO_TEMPLATE = Changed("tokenizer.chat_template", Value("str", b"\xff"))
+"""Refused only where an instruction is to be put into it."""
 
 
 def test_a_damaged_header_ends_no_process(tmp_path: Path) -> None:
-    cases = [*REFUSED, *WORKING]
+    cases = [*REFUSED, *WORKING, NO_TEMPLATE]
     found = dict(zip(map(str, cases), outcomes(demo_model(), tmp_path, ([case] for case in cases)), strict=True))
     assert {case: outcome for case, outcome in found.items() if not outcome.startswith(("works", "refused"))} == {}
     assert [case for case in map(str, REFUSED) if not found[case].startswith("refused: ModelFileError")] == []
     assert [case for case in map(str, WORKING) if not found[case].startswith("works")] == []
+    assert "chat template cannot be used" in found[str(NO_TEMPLATE)]
 
 
 @pytest.mark.parametrize("change", REFUSED[:10], ids=str)

@@ -2,6 +2,7 @@
 
 import { ApiError, fetchModel, streamAnswer } from "./api.js";
 import { history, newMessage } from "./conversations.js";
+import { enter, isApp } from "./desktop.js";
 import { Turns } from "./turns.js";
 
 /** @typedef {import("./conversations.js").Conversation} Conversation */
@@ -40,8 +41,9 @@ export class Answering extends EventTarget {
     this.settings = settings;
   }
 
-  /** Ask the server for its model. Throws ApiError. */
+  /** Ask the server for its model, once an app has let this page in. Throws ApiError. */
   async connect() {
+    if (isApp) await enter();
     this.model = await fetchModel();
     this.dispatchEvent(new Event("model"));
   }
