@@ -37,10 +37,11 @@ class Tokenizer:
         n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
         self.pieces = tuple(piece(vocab, token) for token in range(n_vocab))
         """The bytes that each token stands for; none for a special token."""
+        attributes = [llama_cpp.llama_vocab_get_attr(vocab, token) for token in range(n_vocab)]
         self.specials = {
             llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace"): token
-            for token in range(n_vocab)
-            if llama_cpp.llama_vocab_get_attr(vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+            for token, attribute in enumerate(attributes)
+            if attribute & llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
         }
         """The special tokens by what they are written as."""
         by_length = sorted(filter(None, self.specials), key=len, reverse=True)
@@ -48,8 +49,8 @@ class Tokenizer:
         self._most_bytes = max([*map(len, self.pieces), *(len(text.encode()) for text in self.specials)], default=0)
         added = [
             self.pieces[token].decode(errors="replace")
-            for token in range(n_vocab)
-            if llama_cpp.llama_vocab_get_attr(vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+            for token, attribute in enumerate(attributes)
+            if attribute & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
         ]
         runs = [len(text) for text in added if text and not text.strip(" ")]
         self._longest_run = max(runs, default=0)

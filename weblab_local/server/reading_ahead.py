@@ -4,6 +4,7 @@ Only the newest text counts. It is tokenized on a thread of its own, one at a ti
 is forgotten: however fast somebody types, requests for answers wait for one text at most.
 """
 
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +18,8 @@ from weblab_local.machine.devices import on_battery
 from weblab_local.server.conversation import Conversation, GeneratedIds
 from weblab_local.server.errors import ApiError
 from weblab_local.server.messages import MOST_MESSAGES, ChatMessage
+
+logger = logging.getLogger(__name__)
 
 
 class ReadAheadRequest(BaseModel):
@@ -58,7 +61,14 @@ class ReadingAhead:
         with self._lock:
             waits, self._next = self._next is not None, body
         if not waits:
-            self._thread.submit(self._read)
+            self._thread.submit(self._logged)
+
+    def _logged(self) -> None:
+        """Read, and tell the log what nobody else would hear of."""
+        try:
+            self._read()
+        except Exception as error:  # not its message, which may quote what is typed
+            logger.error("reading ahead failed: %s", type(error).__name__)
 
     def _read(self) -> None:
         with self._lock:
