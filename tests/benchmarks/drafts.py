@@ -60,8 +60,8 @@ class Replayed(Sampler):
         super().__init__(params, vocab, prompt, *rest)
         self._left = iter(_answers[tuple(prompt)])
 
-    def sample(self, context: Any, index: int) -> int:
-        super().sample(context, index)
+    def sample(self, context: Any, index: int, n_left: int) -> int:
+        super().sample(context, index, n_left)
         return next(self._left)
 
 
