@@ -92,7 +92,7 @@ def test_what_fails_later_is_an_event_with_its_status(server: Running, monkeypat
     def fails(*_arguments: object) -> None:
         raise RuntimeError("nothing that a client should read")
 
-    monkeypatch.setattr("weblab_local.engine.scheduler.Sampler", fails)
+    monkeypatch.setattr("weblab_local.engine.choosing.Sampler", fails)
     with server.http as http:
         lines = http.post(CHAT, json=GREEDY).text.splitlines()
     said = json.loads(lines[0].removeprefix("data: "))
