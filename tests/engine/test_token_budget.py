@@ -1,6 +1,7 @@
 """Structured answers end within their tokens, and are valid: whatever the model wants, however few there are."""
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -107,18 +108,24 @@ def test_whatever_the_logits_the_answer_is_valid(
 TEXTS = ["", "a", '{"name":"","tags":[],"age":0}', "日本の首都は東京です。", " " * 40, "\ufffd\u2028🙂"]
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@settings(deadline=None)
+@given(
+    texts=st.lists(st.sampled_from(TEXTS) | st.text(max_size=12), max_size=3).map("".join), end=st.sampled_from(TEXTS)
+)
 def test_the_fewest_tokens_are_no_more_than_the_tokenizers(
-    segmentation: Segmentation, tokenizer: Tokenizer, text: str
+    segmentation: Segmentation, tokenizer: Tokenizer, texts: str, end: str
 ) -> None:
-    found = segmentation.fewest(text.encode())
-    assert found is not None
-    assert b"".join(tokenizer.pieces[token] for token in found) == text.encode()
-    assert len(found) <= len(tokenizer.encode(text))
+    """Whatever was asked for before."""
+    for raw in (texts + end, end, end + texts):
+        text = unicodedata.normalize("NFC", raw)  # as the tokenizer does
+        found = segmentation.fewest(text.encode())
+        assert b"".join(tokenizer.pieces[token] for token in found) == text.encode()
+        assert len(found) == segmentation.n_fewest(text.encode()) <= len(tokenizer.encode(text))
 
 
-def test_a_text_that_the_vocabulary_does_not_have() -> None:
-    assert Segmentation([b"a", b""]).fewest(b"ab") is None
+def test_a_vocabulary_that_does_not_have_all_bytes_is_none_for_it(segmentation: Segmentation) -> None:
+    assert segmentation.has_all_bytes
+    assert not Segmentation([b"a", b""]).has_all_bytes
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])

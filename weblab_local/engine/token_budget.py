@@ -21,6 +21,7 @@ class TokenBudget:
         self._segmentation = segmentation
         self._end = end
         self._position = self._completion.start
+        self._known: dict[Position, float] = {}
 
     @property
     def is_complete(self) -> bool:
@@ -55,5 +56,7 @@ class TokenBudget:
     def _n_tokens(self, position: Position) -> float:
         if math.isinf(self._completion.cost(position)):
             return math.inf
-        tokens = self._segmentation.fewest(self._completion.shortest(position))
-        return math.inf if tokens is None else len(tokens)
+        found = self._known.get(position)
+        if found is None:
+            found = self._known[position] = self._segmentation.n_fewest(self._completion.shortest(position))
+        return found
