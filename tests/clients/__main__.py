@@ -13,6 +13,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,17 @@ NODE_TESTS = ("openai_node", "ai_sdk")
 
 def main() -> int:
     """Return the exit status."""
-    node = installed_node()
+    with ThreadPoolExecutor() as at_once:
+        has_node = at_once.submit(installed_node)
+        made = list(at_once.map(installed, ENVIRONMENTS))
     results: dict[str, Any] = {}
     status = 0
-    for environment in ENVIRONMENTS:
-        if installed(environment):
-            with_node = NODE_TESTS if node and environment is ENVIRONMENTS[0] else ()
+    for environment, is_made in zip(ENVIRONMENTS, made, strict=True):
+        if is_made:
+            with_node = NODE_TESTS if has_node.result() and environment is ENVIRONMENTS[0] else ()
             status |= tested(environment, (*environment.tests, *with_node))
-            results |= json.loads(environment.results.read_text(encoding="utf-8"))
+            if environment.results.exists():
+                results |= json.loads(environment.results.read_text(encoding="utf-8"))
     print(*table(results, "en"), sep="\n")
     if status == 0 and (lines := undocumented(results)):
         print("docs/serving.md or docs/ja/serving.md has not these lines:", *lines, sep="\n", file=sys.stderr)
@@ -54,7 +58,8 @@ def installed(environment: Environment) -> bool:
     if is_newer(mark, environment.requirements):
         return True
     venv.create(environment.folder, clear=True, with_pip=True)
-    pip = (environment.python, "-m", "pip", "install", "-q", "-r", environment.requirements)
+    options = ["-q", "--no-compile", *([] if environment.is_complete else ["--no-deps"])]
+    pip: list[str | Path] = [environment.python, "-m", "pip", "install", *options, "-r", environment.requirements]
     return fetched(pip, mark, f"tests/clients/requirements/{environment.name}.txt")
 
 
@@ -94,10 +99,12 @@ def fetched(command: Sequence[str | Path], mark: Path, what: str) -> bool:
 
 def tested(environment: Environment, names: Sequence[str]) -> int:
     """Run its tests with its own Python, and the server with this one; pytest's exit status."""
+    environment.results.unlink(missing_ok=True)
     files = [HERE / f"test_{name}.py" for name in names]
     command: list[str | Path] = [environment.python, "-m", "pytest", "-c", HERE / "pytest.ini", *files]
     variables = {"WEBLAB_TEST_CLIENTS": str(environment.results), "WEBLAB_TEST_PYTHON": sys.executable}
     return subprocess.run(command, cwd=ROOT, env=os.environ | QUIET | variables, check=False).returncode
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,6 +20,8 @@ class Environment:
 
     name: str
     tests: tuple[str, ...]
+    is_complete: bool = True
+    """Whether pip is to see to what its packages need."""
 
     @property
     def folder(self) -> Path:
@@ -46,6 +48,7 @@ ENVIRONMENTS = (
     ),
     Environment("instructor", ("instructor",)),
     Environment("llama_index", ("llama_index",)),
+    Environment("open_webui", ("open_webui",), is_complete=False),
 )
 
 
@@ -88,6 +91,7 @@ LLAMA_INDEX = Client("llama-index OpenAILike", "llama-index-llms-openai-like")
 LLM = Client("llm", "llm")
 AI_SDK = Client("AI SDK", "ai", in_node=True)
 OLLAMA = Client("ollama (Python)", "ollama")
+OPEN_WEBUI = Client("Open WebUI", "open-webui")
 
 CLIENTS = (
     OPENAI,
@@ -101,4 +105,5 @@ CLIENTS = (
     LLM,
     AI_SDK,
     OLLAMA,
+    OPEN_WEBUI,
 )

@@ -1,8 +1,14 @@
 """What is asked, and what has to come back."""
 
 import json
+import os
+import re
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -11,6 +17,10 @@ from tests.clients.environments import NODE, ROOT
 
 KEY = "a-key-for-the-tests"
 MODEL = "default"
+OPTIONS = ("serve", "--model", "demo", "--port", "0", "--threads", "1", "--log")
+READY = re.compile(r"http://127\.0\.0\.1:(\d+)/")
+PATIENCE = 120
+"""Seconds after which what has to come about soon has failed."""
 
 _CORPUS = [json.loads(line) for line in (ROOT / "convert/demo/corpus.jsonl").read_text(encoding="utf-8").splitlines()]
 QUESTION: str = _CORPUS[0]["instruction"]
@@ -36,6 +46,7 @@ class Server:
     """The running server."""
 
     port: int
+    log: Path
 
     @property
     def url(self) -> str:
@@ -45,6 +56,41 @@ class Server:
     def v1(self) -> str:
         """What clients of OpenAI's API take for `base_url`."""
         return f"{self.url}/v1"
+
+    def statuses(self, path: str) -> list[int]:
+        """The status of each request for the path that has ended."""
+        return [int(status) for status in re.findall(rf" {path} (\d+) ", self.log.read_text(encoding="utf-8"))]
+
+
+@contextmanager
+def started(home: Path, *module: str, **variables: str) -> Iterator[Server]:
+    """`weblab-local serve`, or a module of `tests.clients` that alters it, once it is ready. It writes to `home`."""
+    log = home / "log"
+    variables |= {"WEBLAB_LOCAL_API_KEY": KEY, "WEBLAB_LOCAL_HOME": str(home)}
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [os.environ["WEBLAB_TEST_PYTHON"], "-m", *module, *OPTIONS],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stderr=stderr,
+            env=os.environ | variables,
+        )
+    try:
+        until(lambda: READY.search(log.read_text(encoding="utf-8")) or process.poll() is not None)
+        found = READY.search(log.read_text(encoding="utf-8"))
+        assert found is not None, log.read_text(encoding="utf-8")
+        yield Server(int(found[1]), log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what has to come about soon."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def from_node(program: str, server: Server, column: str, way: str) -> Any:
