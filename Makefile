@@ -17,12 +17,12 @@ endif
 INSTALL = $(BIN)/python -m convert.install $(if $(BACKEND),--backend $(BACKEND)) $(if $(PORTABLE),--$(if $(filter 0,$(PORTABLE)),no-)portable) $(if $(V),--verbose)
 
 .DEFAULT_GOAL := help
-.PHONY: help install convert verify chat eval demo app wheel test test-app test-gpu check clean
+.PHONY: help install convert verify chat eval demo app wheel test test-app test-clients test-gpu check clean
 
 help: ## Show this list
 	@echo "weblab-local: weblab-10b-instruction-sft on your own computer"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  variables: BACKEND=cpu|cuda|metal|vulkan  MODEL=folder-or-hub-id  REVISION=...  QUANT=\"Q4_K_M Q8_0\""
 	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  TOKENIZER=folder  LORA=adapter=scale"
@@ -85,6 +85,9 @@ test: $(VENV)/.installed-dev ## Run the tests
 
 test-app: app ## Build the app and test it, on old processors too (qemu-user)
 	$(BIN)/python -m pytest tests/app
+
+test-clients: $(VENV)/.installed-dev ## Install clients of OpenAI's and Ollama's APIs into build/clients, test them, print what works
+	@$(BIN)/python -m tests.clients
 
 test-gpu: $(VENV)/pyvenv.cfg ## Run the tests that want a device; BACKEND=vulkan, cuda, metal, or rpc for a local worker
 	@$(subst --backend rpc,,$(INSTALL)) --extras convert,server,eval,dev

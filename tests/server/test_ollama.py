@@ -1,6 +1,8 @@
 """Ollama's API through its official client, and as it goes over the wire."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -104,6 +106,18 @@ def test_lines_of_json_unless_it_is_not_to_be_a_stream(server: Running) -> None:
     assert (whole["message"]["content"], whole["model"], whole["done"]) == (PAIR.response, MODEL, True)
     assert whole["total_duration"] >= whole["prompt_eval_duration"] + whole["eval_duration"] > 0
     assert whole["created_at"].endswith("Z")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("content_type", ["Content-Type: application/x-www-form-urlencoded", "Content-Type:"])
+def test_json_is_read_whatever_the_content_type(server: Running, content_type: str) -> None:
+    """curl as Ollama's own documentation calls it, which sends the first of these; the second takes the header away."""
+    body = {"messages": user(PAIR.instruction), "options": GREEDY, "stream": False}
+    command = ["curl", "-s", f"{server.url}/api/chat", "-H", content_type, "-d", json.dumps(body)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert json.loads(done.stdout)["message"]["content"] == PAIR.response
+    elsewhere = subprocess.run([*command, "-H", "Origin: https://example.com"], capture_output=True, check=True)
+    assert "elsewhere" in json.loads(elsewhere.stdout)["error"]
 
 
 def test_options_reach_the_sampler_and_others_are_named(server: Running) -> None:

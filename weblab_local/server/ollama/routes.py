@@ -1,11 +1,13 @@
 """The routes of Ollama's API. What would change its store is refused: there is one model, and it is loaded."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import MutableHeaders
 
 from weblab_local.i18n import _
 from weblab_local.models.attribution import attribution
@@ -38,13 +40,29 @@ class Version(BaseModel):
     version: str
 
 
+class AnyContentType(APIRoute):
+    """Reads a body as JSON whatever its Content-Type says, as Ollama does: curl's -d says a form, litellm nothing.
+
+    A page of another site needs no preflight for such a request; its Origin is what it is refused for.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            MutableHeaders(scope=request.scope)["Content-Type"] = "application/json"
+            return await handler(Request(request.scope, request.receive))
+
+        return handled
+
+
 _ERRORS: Any = {"default": {"model": OllamaError, "description": "What went wrong"}}
 _LINES: Any = {200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
 
 
 def ollama_routes(current: Callable[[], ServerState]) -> APIRouter:
     """The routes under /api."""
-    router = APIRouter(prefix="/api", responses=_ERRORS)
+    router = APIRouter(prefix="/api", responses=_ERRORS, route_class=AnyContentType)
 
     @router.post("/chat", response_model=None, responses=_LINES)
     async def chat(body: OllamaChat, request: Request) -> Any:
