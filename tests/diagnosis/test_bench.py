@@ -209,6 +209,7 @@ def test_measuring_sets_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
         original(self, *arguments, **options)
 
     monkeypatch.setattr(Context, "__init__", spy)
+    save_setting(Setting(1, n_batch=32))
     assert measure(demo_model(), Setting(1, "q4_0"), SMALL).error == ""
     assert measure(demo_model(), Setting(2, flash_attention=False), SMALL).error == ""
     assert measure(demo_model(), Setting(1, n_batch=64), replace(SMALL, name="serve", n_parallel=3)).error == ""

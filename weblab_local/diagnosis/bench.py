@@ -176,8 +176,11 @@ def measure(path: Path, setting: Setting, workload: Workload, lora: Sequence[tup
     A setting that does not run gives its error.
     """
     from weblab_local.llama.adapters import adapter_bytes
+    from weblab_local.machine.devices import list_devices
+    from weblab_local.machine.footprint import batch_size
     from weblab_local.models.loading import load
 
+    n_devices = sum(device.kind != "cpu" for device in list_devices())  # a batch that was saved is not meant by None
     try:
         with load(
             str(path),
@@ -186,7 +189,7 @@ def measure(path: Path, setting: Setting, workload: Workload, lora: Sequence[tup
             kv_type=setting.kv_type,
             flash_attention=setting.flash_attention,
             repack=setting.repack,
-            n_batch=setting.n_batch,
+            n_batch=setting.n_batch or batch_size(workload.n_parallel, n_devices),
             lora=lora,
         ) as engine:
             speeds = timed(engine, workload)
