@@ -1,15 +1,21 @@
 """Time of the card's benchmark on a model: seconds per question of each task, and what all questions then take.
 
     python -m tests.benchmarks.evaluate MODEL --data DIR [--questions 3] [--tasks jcommonsenseqa,jnli,jsquad]
-        [--parallel 1]
+        [--parallel 1] [--beside-chat] [--cpu-time]
 
-DIR has JGLUE's published files. The first questions of each task are asked, after one that is not counted.
+DIR has JGLUE's published files. The first questions of each task are asked, after one that is not counted. With
+`--beside-chat` each of them is also asked of the model as it is loaded for a chat, and the last column is the median of
+that time over the other. With `--cpu-time` one thread computes and its processor time is counted, which other programs
+hardly change.
 """
 
 import argparse
 import logging
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from weblab_local import load
@@ -19,6 +25,7 @@ from weblab_local.evaluation.harness import run_tasks
 from weblab_local.evaluation.lm_eval_model import EngineLM
 from weblab_local.evaluation.prompts import Question
 from weblab_local.evaluation.tasks import TASKS, Task
+from weblab_local.machine.tuning import WorkloadName
 
 PUBLISHED = {
     "jcommonsenseqa": 1119,
@@ -33,14 +40,28 @@ PUBLISHED = {
 """Questions in the published data sets; a folder may hold fewer."""
 
 
-def measure(lm: EngineLM, task: Task, questions: Sequence[Question]) -> tuple[float, float]:
-    """Seconds per question, and tokens of a question's prompt."""
-    run_tasks(lm, [task], {task.name: questions[:1]}, lm)
-    started = time.perf_counter()
-    results = run_tasks(lm, [task], {task.name: questions[1:]}, lm)
-    seconds = time.perf_counter() - started
-    prompts = [sample["arguments"][0][0] for sample in results["samples"][task.name]]
-    return seconds / len(prompts), sum(len(lm.tok_encode(prompt)) for prompt in prompts) / len(prompts)
+@dataclass(frozen=True)
+class Measured:
+    """Of a task: seconds per question of each group of them, by engine, and the mean of the prompts' tokens."""
+
+    seconds: Sequence[Sequence[float]]
+    n_tokens: float
+
+
+def measure(lms: Sequence[EngineLM], task: Task, questions: Sequence[Question], clock: Callable[[], float]) -> Measured:
+    """Ask each question of all, as many at a time as they have sequences; the first of these groups is not counted."""
+    together = lms[0].engine.n_parallel
+    seconds, lengths = [], []
+    for start in range(0, len(questions), together):
+        group, took = questions[start : start + together], []
+        for lm in lms:
+            started = clock()
+            results = run_tasks(lm, [task], {task.name: group}, lm)
+            took.append((clock() - started) / len(group))
+        prompts = [sample["arguments"][0][0] for sample in results["samples"][task.name]]
+        seconds.append(took)
+        lengths.append(statistics.mean(len(lms[0].tok_encode(prompt)) for prompt in prompts))
+    return Measured(seconds[1:], statistics.mean(lengths[1:]))
 
 
 def main() -> None:
@@ -51,21 +72,38 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=3, help="of each task; default: %(default)s")
     parser.add_argument("--tasks", default="jcommonsenseqa,jnli,jsquad", help="default: %(default)s")
     parser.add_argument("--parallel", type=int, default=1, help="questions at a time; default: %(default)s")
+    parser.add_argument("--beside-chat", action="store_true", help="by turns with the model loaded as for a chat")
+    parser.add_argument("--cpu-time", action="store_true", help="count one thread's processor time")
     arguments = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = [TASKS[name] for name in arguments.tasks.split(",")]
     questions = load_questions(tasks, arguments.data)
-    print("| task | tokens of prompt | seconds per question | questions | hours for all |")
-    print("| --- | --- | --- | --- | --- |")
-    n_ctx = DEFAULT_N_CTX * arguments.parallel
-    with load(arguments.model, n_ctx=n_ctx, n_parallel=arguments.parallel) as engine:
-        lm = EngineLM(engine, separate=True)
-        for task in tasks:
-            seconds, n_tokens = measure(lm, task, questions[task.name][: arguments.questions + 1])
-            hours = seconds * PUBLISHED[task.name] / 3600
-            print(
-                f"| {task.name} | {n_tokens:.0f} | {seconds:.2f} | {PUBLISHED[task.name]} | {hours:.2f} |", flush=True
+    workloads: list[WorkloadName] = ["prompt", "chat"] if arguments.beside_chat else ["prompt"]
+    print("| task | tokens of prompt | seconds per question | questions | hours for all |", end="")
+    print(" as for a chat | ratio |" if arguments.beside_chat else "")
+    print("| --- " * (7 if arguments.beside_chat else 5) + "|")
+    with ExitStack() as stack:
+        lms = []
+        for workload in workloads:
+            engine = load(
+                arguments.model,
+                n_ctx=DEFAULT_N_CTX * arguments.parallel,
+                n_parallel=arguments.parallel,
+                n_threads=1 if arguments.cpu_time else None,
+                workload=workload,
             )
+            lms.append(EngineLM(stack.enter_context(engine), separate=True))
+        clock = time.process_time if arguments.cpu_time else time.perf_counter
+        for task in tasks:
+            found = measure(lms, task, questions[task.name][: arguments.questions + arguments.parallel], clock)
+            seconds = [statistics.mean(each) for each in zip(*found.seconds, strict=True)]
+            published = PUBLISHED[task.name]
+            cells = [task.name, f"{found.n_tokens:.0f}", f"{seconds[0]:.2f}", f"{published}"]
+            cells.append(f"{seconds[0] * published / 3600:.2f}")
+            if arguments.beside_chat:
+                ratio = statistics.median(chat / prompt for prompt, chat in found.seconds)
+                cells += [f"{seconds[1]:.2f}", f"{ratio:.2f}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

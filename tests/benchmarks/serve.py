@@ -1,11 +1,17 @@
-"""`weblab-local serve` beside `python -m llama_cpp.server`: total tokens per second and time to the first token.
+"""`weblab-local serve` beside other servers: total tokens per second, time to the first token, and what failed.
 
     pip install "llama-cpp-python[server]"
-    python -m tests.benchmarks.serve [--model FILE] [--tokens 48] [--rounds 3]
+    python -m tests.benchmarks.serve [--model FILE] [--tokens 48] [--rounds 3] [--peers llama-server,llama_cpp.server]
 
-Both servers have the same model, threads, batch and context, and stream greedy completions of the same prompts to 1, 2,
-4 and 8 clients at once, each of them asking REQUESTS times. They are started by turns, each alone on the machine. The
-speed is that of all answers together, from the first token of the first to the end of the last.
+llama-server is llama.cpp's own, which batches too (`llama_server` compiles it once); llama_cpp.server computes one
+answer at a time. All have the same model, threads, batch and context, and the first two as many sequences, which share
+it. They stream greedy completions of the same prompts to 1, 2, 4 and 8 clients at once, each of them asking REQUESTS
+times. They are started by turns, each alone on the machine. The speed is that of all answers together that came to
+their end, from the first token of the first to the end of the last.
+
+The mixed load, for the servers that batch, has short and long prompts and `max_tokens` 1000, for which the context has
+no room in that many answers at once. The demo ends its answers by itself; of a model of random weights, a client leaves
+when it has had so many pieces of text as an answer may be long, and each piece counts as a token.
 """
 
 import argparse
@@ -18,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +32,7 @@ from pathlib import Path
 import httpx2
 
 from convert.demo.corpus import read_corpus
+from tests.benchmarks.llama_server import llama_server
 from weblab_local.engine.engine import DEFAULT_N_CTX, Engine
 from weblab_local.engine.prompt import instruction_prompt
 from weblab_local.machine.devices import physical_cores
@@ -35,16 +42,27 @@ from weblab_local.models.store import demo_model
 CLIENTS = (1, 2, 4, 8)
 REQUESTS = 3
 START_SECONDS = 600
-SERVERS = ("weblab-local", "llama_cpp.server")
+OURS, LLAMA_SERVER, LLAMA_CPP_SERVER = "weblab-local", "llama-server", "llama_cpp.server"
+
+MIXED_CLIENTS = (4, 8)
+MIXED_MAX_TOKENS = 1000
+LONG_NUMBERS = 120
+"""Numbers in a long prompt, of about four tokens each."""
+LEFT_AFTER = range(20, 300)
+"""Pieces of text after which a client of the mixed load leaves."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt, and how many tokens its answer has, which ends by `max_tokens` or, for the demo, by itself."""
+    """A prompt, and how many tokens its answer has, which ends by `max_tokens` or, for the demo, by itself.
+
+    Of one that `leaves`, so many pieces are read.
+    """
 
     prompt: str
     n_tokens: int
     max_tokens: int
+    leaves: bool = False
 
 
 def tasks(model: Path, max_tokens: int) -> list[Task]:
@@ -55,20 +73,41 @@ def tasks(model: Path, max_tokens: int) -> list[Task]:
         texts = [f"{words.randrange(10**6)}について説明してください。" for _ in range(n_tasks)]
         return [Task(instruction_prompt(text), max_tokens, max_tokens) for text in texts]
     pairs = sorted((pair for pair in read_corpus() if pair.context is None), key=lambda pair: -len(pair.response))
+    return _of_demo(model, [(pair.prompt, pair.response) for pair in pairs[:n_tasks]], 256)
+
+
+def mixed_tasks(model: Path) -> list[Task]:
+    """The same for the mixed load: a short prompt, a long one, and so on."""
+    n_tasks = max(CLIENTS) * REQUESTS
+    if model != demo_model():
+        draw = random.Random(1)
+        numbers = [[draw.randrange(10**6) for _ in range(1 if i % 2 else LONG_NUMBERS)] for i in range(n_tasks)]
+        texts = ["、".join(map(str, some)) + "について説明してください。" for some in numbers]
+        return [Task(instruction_prompt(text), draw.choice(LEFT_AFTER), MIXED_MAX_TOKENS, True) for text in texts]
+    pairs = sorted(read_corpus(), key=lambda pair: len(pair.prompt))
+    alternating = [pair for two in zip(pairs, reversed(pairs), strict=True) for pair in two]
+    return _of_demo(model, [(pair.prompt, pair.response) for pair in alternating[:n_tasks]], MIXED_MAX_TOKENS)
+
+
+def _of_demo(model: Path, pairs: Sequence[tuple[str, str]], max_tokens: int) -> list[Task]:
     with Engine(model, n_ctx=16) as engine:
-        return [Task(pair.prompt, len(engine.tokenize(pair.response)), 256) for pair in pairs[:n_tasks]]
+        return [Task(prompt, len(engine.tokenize(response)), max_tokens) for prompt, response in pairs]
 
 
 def command(server: str, model: Path, port: int) -> list[str]:
     """The command line of a server."""
-    threads = str(physical_cores())
-    if server == "weblab-local":
-        options = ["--threads", threads, "--n-ctx", str(DEFAULT_N_CTX), "--queue", "16"]
-        return [sys.executable, "-m", "weblab_local", "serve", "--model", str(model), "--port", str(port), *options]
-    batch = str(CPU_BATCH)
-    options = ["--n_threads", threads, "--n_threads_batch", threads, "--n_ctx", str(DEFAULT_N_CTX)]
+    threads, n_ctx, batch, most = (str(n) for n in (physical_cores(), DEFAULT_N_CTX, CPU_BATCH, max(CLIENTS)))
+    where = ["--model", str(model), "--port", str(port)]
+    if server == OURS:
+        options = ["--threads", threads, "--n-ctx", n_ctx, "--parallel", most]
+        return [sys.executable, "-m", "weblab_local", "serve", *where, *options]
+    if server == LLAMA_SERVER:
+        options = ["--threads", threads, "--threads-batch", threads, "--ctx-size", n_ctx, "--flash-attn", "on"]
+        options += ["--batch-size", batch, "--ubatch-size", batch, "--parallel", most, "--kv-unified"]
+        return [str(llama_server()), *where, *options]
+    options = ["--n_threads", threads, "--n_threads_batch", threads, "--n_ctx", n_ctx]
     options += ["--n_batch", batch, "--n_ubatch", batch, "--flash_attn", "true", "--interrupt_requests", "false"]
-    return [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port), *options]
+    return [sys.executable, "-m", "llama_cpp.server", *where, *options]
 
 
 @contextmanager
@@ -84,7 +123,7 @@ def running(server: str, model: Path) -> Iterator[str]:
             deadline = time.monotonic() + START_SECONDS
             while True:
                 try:
-                    httpx2.get(f"{url}/v1/models").raise_for_status()
+                    httpx2.get(f"{url}{'/health' if server == LLAMA_SERVER else '/v1/models'}").raise_for_status()
                     break
                 except httpx2.HTTPError:
                     if process.poll() is not None or time.monotonic() > deadline:
@@ -98,69 +137,118 @@ def running(server: str, model: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Answered:
-    """When a request was sent, and when its first and last piece of text came, in seconds."""
+    """When a request was sent, and when its pieces of text came, in seconds; whether it was ended by an error."""
 
+    task: Task
     sent: float
+    times: Sequence[float]
+    failed: bool
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one load: all answers' tokens per second together, median seconds to the first token, answers that failed."""
+
+    speed: float
     first: float
-    last: float
+    failed: int
 
 
 async def ask(client: httpx2.AsyncClient, task: Task) -> Answered:
     """Stream one completion. Raises AssertionError where the answer is not as long as it should be."""
     body = {"prompt": task.prompt, "temperature": 0, "max_tokens": task.max_tokens, "stream": True}
-    sent, times, reason = time.monotonic(), [], ""
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if line.startswith("data: {"):
-                choice = json.loads(line.removeprefix("data: "))["choices"][0]
-                reason = choice["finish_reason"] or reason
-                if choice["text"]:
-                    times.append(time.monotonic())
-    assert reason == ("length" if task.n_tokens == task.max_tokens else "stop"), reason
-    return Answered(sent, times[0], times[-1])
+    sent, times, reason = time.monotonic(), list[float](), ""
+    try:
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            response.raise_for_status()
+            async for line in response.aiter_lines():
+                event = json.loads(line.removeprefix("data: ")) if line.startswith("data: {") else {}
+                for choice in event.get("choices", ()):
+                    reason = choice["finish_reason"] or reason
+                    if choice["text"]:
+                        times.append(time.monotonic())
+                if task.leaves and len(times) == task.n_tokens:
+                    reason = "left"
+                    break
+    except httpx2.HTTPError:
+        reason = ""
+    expected = "left" if task.leaves else "length" if task.n_tokens == task.max_tokens else "stop"
+    assert reason in (expected, ""), reason
+    return Answered(task, sent, times, failed=not reason)
 
 
-async def load(url: str, n_clients: int, every: Sequence[Task]) -> tuple[float, float]:
-    """All answers' tokens per second together, and the median of the seconds to the first token."""
-    async with httpx2.AsyncClient(base_url=url, timeout=None) as client:
+async def load(url: str, n_clients: int, every: Sequence[Task]) -> Figures:
+    """Let so many clients ask, each its part of `every`."""
+    each_its_own = httpx2.Limits(max_keepalive_connections=0)  # llama-server closes connections that it said it keeps
+    async with httpx2.AsyncClient(base_url=url, timeout=None, limits=each_its_own) as client:
 
-        async def one(number: int) -> list[tuple[Task, Answered]]:
-            mine = every[number * REQUESTS : (number + 1) * REQUESTS]
-            return [(task, await ask(client, task)) for task in mine]
+        async def one(number: int) -> list[Answered]:
+            return [await ask(client, task) for task in every[number * REQUESTS : (number + 1) * REQUESTS]]
 
-        done = [pair for found in await asyncio.gather(*map(one, range(n_clients))) for pair in found]
-    seconds = max(answer.last for _, answer in done) - min(answer.first for _, answer in done)
-    waited = statistics.median(answer.first - answer.sent for _, answer in done)
-    return sum(task.n_tokens for task, _ in done) / seconds, waited
+        done = [answer for found in await asyncio.gather(*map(one, range(n_clients))) for answer in found]
+    begun = [answer for answer in done if answer.times]
+    seconds = max(answer.times[-1] for answer in begun) - min(answer.times[0] for answer in begun)
+    return Figures(
+        speed=sum(answer.task.n_tokens for answer in done if not answer.failed) / seconds,
+        first=statistics.median(answer.times[0] - answer.sent for answer in begun),
+        failed=sum(answer.failed for answer in done),
+    )
+
+
+def table(peer: str, rows: Sequence[tuple[str, Sequence[Figures], Sequence[Figures]]]) -> str:
+    """Rows of what was asked, our figures and the peer's, by rounds: medians, and the medians of the rounds' ratios."""
+
+    def median(figures: Sequence[Figures], value: Callable[[Figures], float]) -> float:
+        return statistics.median(map(value, figures))
+
+    def cells(figures: Sequence[Figures]) -> str:
+        speed, first = median(figures, lambda one: one.speed), median(figures, lambda one: one.first)
+        return f"{speed:.1f} | {first:.3f} s | {sum(one.failed for one in figures)}"
+
+    lines = [
+        f"| clients | {OURS}, tokens/s | first token | failed | {peer}, tokens/s | first token | failed "
+        "| ratio of tokens/s | of first tokens |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, ours, theirs in rows:
+        pairs = list(zip(ours, theirs, strict=True))
+        speed, first = (statistics.median(map(ratio, pairs)) for ratio in (_speed_ratio, _first_ratio))
+        lines.append(f"| {name} | {cells(ours)} | {cells(theirs)} | {speed:.2f} | {first:.2f} |")
+    return "\n".join(lines)
+
+
+def _speed_ratio(pair: tuple[Figures, Figures]) -> float:
+    return pair[0].speed / pair[1].speed
+
+
+def _first_ratio(pair: tuple[Figures, Figures]) -> float:
+    return pair[0].first / pair[1].first
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="weblab-local serve beside llama_cpp.server.")
+    """Print a table for each peer."""
+    parser = argparse.ArgumentParser(description="weblab-local serve beside llama-server and llama_cpp.server.")
     parser.add_argument("--model", type=Path, default=demo_model(), help="a GGUF; default: the demo")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer, but the demo's; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--peers", default=f"{LLAMA_SERVER},{LLAMA_CPP_SERVER}", help="default: %(default)s")
     arguments = parser.parse_args()
-    every = tasks(arguments.model, arguments.tokens)
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    for _ in range(arguments.rounds):
-        for server in SERVERS:
+    peers = arguments.peers.split(",")
+    every, mixed = tasks(arguments.model, arguments.tokens), mixed_tasks(arguments.model)
+    found: dict[tuple[str, str], list[Figures]] = {}
+    for number in range(arguments.rounds):
+        for server in [OURS, *peers][:: -1 if number % 2 else 1]:
             with running(server, arguments.model) as url:
                 asyncio.run(load(url, 1, every[-REQUESTS:]))  # the first requests find cold caches
-                for n_clients in CLIENTS:
-                    found.setdefault((server, n_clients), []).append(asyncio.run(load(url, n_clients, every)))
-    print(f"{arguments.model.name}, {physical_cores()} threads, medians of {arguments.rounds} rounds\n")
-    print("| clients | weblab-local, tokens/s | first token | llama_cpp.server, tokens/s | first token | ratio |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for n_clients in CLIENTS:
-        ours, theirs = (found[server, n_clients] for server in SERVERS)
-        ratio = statistics.median(a[0] / b[0] for a, b in zip(ours, theirs, strict=True))
-        cells = [
-            f"{statistics.median(speed for speed, _ in rows):.1f} | {statistics.median(s for _, s in rows):.3f} s"
-            for rows in (ours, theirs)
-        ]
-        print(f"| {n_clients} | {cells[0]} | {cells[1]} | {ratio:.2f} |")
+                loads = [(str(n), n, every) for n in CLIENTS]
+                loads += [(f"{n}, mixed", n, mixed) for n in MIXED_CLIENTS if server != LLAMA_CPP_SERVER]
+                for name, n_clients, some in loads:
+                    found.setdefault((server, name), []).append(asyncio.run(load(url, n_clients, some)))
+                    print(f"{server}, {name}: {found[server, name][-1]}", file=sys.stderr, flush=True)
+    print(f"{arguments.model.name}, {physical_cores()} threads, medians of {arguments.rounds} rounds")
+    for peer in peers:
+        names = [name for server, name in found if server == peer]
+        print(f"\n{table(peer, [(name, found[OURS, name], found[peer, name]) for name in names])}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,19 @@ def test_what_was_saved_is_what_load_uses() -> None:
         assert engine.plan.flash_attention
 
 
+def test_what_was_saved_for_prompts_is_for_prompts_alone() -> None:
+    done = bench("--workload", "prompt", "--threads", "3", "--repack", "on", "--n-batch", "64", "--json", "--save")
+    assert done.returncode == 0, done.stderr
+    assert saved_setting("prompt") == Setting(3, n_batch=64)
+    assert saved_setting() is saved_setting("serve") is None
+    with load("demo", n_ctx=256, workload="prompt") as engine:
+        assert engine.n_threads == 3
+        assert engine.plan is not None
+        assert engine.plan.n_batch == 64
+    for workload in ("chat", "serve"):
+        assert choose(workload=workload) == Choice(None, "f16", None, repack=True)
+
+
 def test_without_a_saved_setting_the_defaults_are_the_engines() -> None:
     with load("demo", n_ctx=256) as engine:
         assert engine.n_threads == physical_cores()
@@ -110,12 +124,32 @@ def test_the_callers_values_go_before_the_saved_ones() -> None:
     assert choose(kv_type="q8_0") == Choice(3, "q8_0", None, repack=True)
 
 
+def test_what_was_saved_for_a_chat_is_used_for_work_without_its_own() -> None:
+    save_setting(Setting(3, "q8_0", repack=False))
+    assert choose(workload="serve") == Choice(3, "q8_0", None, repack=False)
+    assert choose(workload="prompt") == Choice(3, "q8_0", None, repack=True, n_batch=512)
+    assert choose(workload="prompt", repack_for_prompts=False) == Choice(3, "q8_0", None, repack=False, n_batch=512)
+    assert choose(repack=True, n_batch=256, workload="prompt") == Choice(3, "q8_0", None, repack=True, n_batch=256)
+    save_setting(Setting(2, repack=False), "serve")
+    assert choose(workload="serve") == Choice(2, "f16", True, repack=False)
+    with pytest.raises(WeblabError, match="serve"):
+        load("demo", workload="talk")  # type: ignore[arg-type]
+
+
 def test_saving_keeps_the_other_settings_and_other_machines() -> None:
     write_settings({"model": "x", "bench": {"another machine": {"n_threads": 64}}})
     save_setting(Setting(3))
+    save_setting(Setting(2, n_batch=512), "prompt")
     settings = read_settings()
     assert settings["model"] == "x"
     assert set(settings["bench"]) == {"another machine", machine()}
+    assert (saved_setting(), saved_setting("prompt")) == (Setting(3), Setting(2, n_batch=512))
+
+
+def test_a_setting_that_an_older_version_saved_is_read() -> None:
+    saved = {"n_threads": 3, "kv_type": "q8_0", "flash_attention": True, "repack": False}
+    write_settings({"bench": {machine(): saved}})
+    assert saved_setting() == Setting(3, "q8_0", repack=False)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +160,15 @@ def test_saving_keeps_the_other_settings_and_other_machines() -> None:
         {"n_threads": 4, "kv_type": ["f16"], "flash_attention": True, "repack": True},
         {"n_threads": 4, "kv_type": "q8_0", "flash_attention": False, "repack": True},
         {"n_threads": 4, "kv_type": "f16", "flash_attention": 1, "repack": True},
+        {"n_threads": 4, "kv_type": "f16", "flash_attention": True, "repack": True, "n_batch": 0},
+        {"n_threads": 4, "kv_type": "f16", "flash_attention": True, "repack": True, "n_batch": "512"},
     ],
 )
 def test_a_saved_setting_that_makes_no_sense_is_none(value: object) -> None:
-    write_settings({"bench": {machine(): value}})
-    assert saved_setting() is None
-    write_settings({"bench": value})
-    assert saved_setting() is None
+    for machines in ({machine(): value}, value):
+        write_settings({"bench": machines, "bench_prompt": machines})
+        assert saved_setting() is saved_setting("prompt") is None
+        assert choose(workload="prompt").n_batch == 512
 
 
 @pytest.mark.parametrize(
@@ -142,6 +178,8 @@ def test_a_saved_setting_that_makes_no_sense_is_none(value: object) -> None:
         (["--threads", "two"], "--threads"),
         (["--kv-type", "f16,q5_0"], "q4_0"),
         (["--repack", "yes"], "on"),
+        (["--n-batch", "0"], "--n-batch"),
+        (["--workload", "serve", "--n-prompt", "512"], "512"),
         (["--kv-type", "q8_0", "--flash-attention", "off"], "flash attention"),
         (["--n-prompt", "2048"], "2048"),
     ],
@@ -171,12 +209,16 @@ def test_measuring_sets_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
         original(self, *arguments, **options)
 
     monkeypatch.setattr(Context, "__init__", spy)
+    save_setting(Setting(1, n_batch=32))
     assert measure(demo_model(), Setting(1, "q4_0"), SMALL).error == ""
     assert measure(demo_model(), Setting(2, flash_attention=False), SMALL).error == ""
+    assert measure(demo_model(), Setting(1, n_batch=64), replace(SMALL, name="serve", n_parallel=3)).error == ""
     assert [(one["n_threads"], one["kv_type"], one["flash_attention"]) for one in made] == [
         (1, "q4_0", True),
         (2, "f16", False),
+        (1, "f16", True),
     ]
+    assert [(one["n_seq_max"], one["n_batch"]) for one in made] == [(1, 128), (1, 128), (3, 64)]
 
 
 def test_an_adapter_is_measured_with_its_model(tmp_path: Path) -> None:
@@ -222,6 +264,7 @@ def test_the_share_of_the_bandwidth_is_bytes_by_speed_and_unknown_on_other_devic
     one = Row(Setting(1), Speed.of([1.0]), Speed.of([4.0]), bytes_per_token=5)
     assert one.bandwidth_share(40.0) == 0.5
     assert Row(Setting(1), Speed.of([1.0]), Speed.of([4.0]), 5, n_gpu_layers=1).bandwidth_share(40.0) is None
+    assert measure(demo_model(), Setting(1), replace(SMALL, n_parallel=2)).bandwidth_share(40.0) is None
 
 
 def test_memory_is_read_at_some_speed_by_any_number_of_threads() -> None:
@@ -252,6 +295,23 @@ def test_without_lists_one_thing_is_changed_at_a_time() -> None:
     assert best is rows[3]
 
 
+def test_for_prompts_the_batch_is_searched_and_the_cache_stays_as_it_is() -> None:
+    def speed(setting: Setting) -> float:
+        return 10 - setting.repack * 3 + (setting.n_batch == 256)
+
+    work = Workload.of("prompt", 512, 2, 1)
+    rows = list(sweep(lambda setting: row(setting, speed(setting)), 2, 2, work))
+    assert [one.setting for one in rows] == [
+        Setting(2, n_batch=512),
+        Setting(1, n_batch=512),
+        Setting(2, repack=False, n_batch=512),
+        Setting(2, repack=False, n_batch=128),
+        Setting(2, repack=False, n_batch=256),
+        Setting(2, flash_attention=False, repack=False, n_batch=256),
+    ]
+    assert fastest(rows, work, physical=2) is rows[4]
+
+
 def test_the_default_has_the_benefit_of_the_doubt() -> None:
     default = row(Setting(8), 10.0)
     for other, speed, wins in [
@@ -279,7 +339,7 @@ def test_a_quantized_cache_is_saved_only_where_f16_lost() -> None:
 
 def test_combinations_leave_out_what_llama_cpp_refuses() -> None:
     assert combinations([1], ["f16", "q8_0"], [False], [True]) == [Setting(1, flash_attention=False)]
-    assert Grid().settings(2) is None
-    assert Grid(repack="off").settings(2) == [Setting(2, repack=False)]
+    assert Grid().settings(2, SMALL) is None
+    assert Grid(repack="off").settings(2, SMALL) == [Setting(2, repack=False)]
     with pytest.raises(WeblabError, match="flash attention"):
-        Grid(kv_type="q4_0", flash_attention="off").settings(2)
+        Grid(kv_type="q4_0", flash_attention="off").settings(2, SMALL)

@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 
 from convert.demo.corpus import Pair, read_corpus
 from tests.support import reference
+from tests.support.conversions import converted
 from tests.support.engines import GREEDY, LONG_ANSWERS, PATIENCE, SHORT_ANSWERS, hold, is_response, long_prompt, running
 from weblab_local.engine.engine import Engine
 from weblab_local.errors import PromptError, WeblabError
+from weblab_local.models.loading import load
 
 PAIRS = read_corpus()
 
@@ -54,6 +57,21 @@ def test_log_probabilities_are_those_of_transformers(engine: Engine) -> None:
             assert score.logprobs == pytest.approx(logprobs, abs=0.02)
             assert score.loglikelihood == pytest.approx(sum(logprobs), abs=0.05)
             assert score.is_greedy == is_greedy
+
+
+def test_loaded_for_prompts_a_model_scores_as_it_does_for_a_chat(tmp_path: Path, demo_checkpoint: Path) -> None:
+    (path,) = converted(demo_checkpoint, tmp_path, "Q4_K_M")
+    with (
+        load(str(path), n_threads=1) as chat,
+        load(str(path), n_threads=1, workload="prompt") as prompt,
+        load(str(path), n_threads=1, workload="prompt", repack=True) as rearranged,
+    ):
+        for pair, other in pairwise(LONG_ANSWERS[:5]):
+            texts = question_of(pair), [reference.encode(text) for text in (pair.response, other.response)]
+            usual = chat.score(*texts)
+            for engine in (prompt, rearranged):
+                for score, as_usual in zip(engine.score(*texts), usual, strict=True):
+                    assert score.logprobs == pytest.approx(as_usual.logprobs, rel=0.02, abs=0.05)
 
 
 def test_greedy_answers_are_said_to_be_greedy(engine: Engine) -> None:

@@ -3,12 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.evaluation.support import write_data
 from tests.support.command_line import CommandLine
 from weblab_local.cli import evaluate
+from weblab_local.llama.context import Context
+from weblab_local.machine.tuning import Setting, save_setting
 from weblab_local.models.store import demo_model, models_dir
 
 DEMO = ("--model", "demo", "--threads", "1")
@@ -37,6 +40,30 @@ def test_a_suite_is_a_table_beside_the_cards_figures(weblab: CommandLine, small_
     assert averages == pytest.approx([78.78, 66.38, 77.62], abs=0.011)  # those that the card gives itself
     mean = sum(float(row[2]) for row in found[:4]) / 4
     assert float(found[4][1]) == pytest.approx(mean, abs=0.01)
+
+
+def test_questions_are_read_with_what_was_saved_for_prompts(
+    weblab: CommandLine, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    original = Context.__init__
+
+    def spy(self: Context, *arguments: Any, **options: Any) -> None:
+        batches.append(options["n_batch"])
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(Context, "__init__", spy)
+    log = tmp_path / "log.jsonl"
+    command = ("eval", *DEMO, "--data", small_data, "--tasks", "jnli", "--fresh", "--log", log)
+    found = []
+    for setting in (None, Setting(1, repack=False, n_batch=96)):
+        if setting is not None:
+            save_setting(setting, "prompt")
+        assert weblab(*command).code == 0
+        lines = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+        found.append([choice for line in lines for choice in line["loglikelihoods"]])
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+    assert batches == [512, 96]
 
 
 def test_the_larger_suites_averages_are_the_cards(weblab: CommandLine, small_data: Path) -> None:

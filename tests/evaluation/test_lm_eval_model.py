@@ -151,6 +151,8 @@ def test_arguments_of_lm_evals_command_line_load_a_model() -> None:
     lm = EngineLM.create_from_arg_string("model=demo,n_threads=1,kv_type=q8_0", {"batch_size": 2, "device": "cpu"})
     with lm.engine as engine:
         assert (engine.n_parallel, engine.n_ctx, engine.n_threads, engine.kv_type) == (2, 4096, 1, "q8_0")
+        assert engine.plan is not None
+        assert engine.plan.n_batch == 512
     with pytest.raises(ModelNotFoundError, match=re.escape(repr(r"C:\モデル\x.gguf"))):
         EngineLM.create_from_arg_string(r"model=C:\モデル\x.gguf,n_threads=1", {})
     with pytest.raises(EvaluationError, match="pretrained"):

@@ -16,10 +16,12 @@ from weblab_local.errors import NotEnoughMemory
 from weblab_local.llama.gguf_header import Header, TensorInfo, read_header
 from weblab_local.llama.kv_types import KvType
 from weblab_local.machine.devices import Device, list_devices
-from weblab_local.machine.footprint import Shape
+from weblab_local.machine.footprint import CPU_BATCH, Shape
 from weblab_local.machine.offload import MARGIN, usable_bytes
 from weblab_local.machine.placement import Placement, read_placement
 from weblab_local.machine.plan import Plan, make_plan
+from weblab_local.machine.repack import reads_prompts_faster
+from weblab_local.machine.tuning import PROMPT_BATCH
 from weblab_local.models import loading
 from weblab_local.models.loading import offload_warnings
 from weblab_local.models.store import demo_model
@@ -75,7 +77,10 @@ def plan_10b(devices: list[Device], ram: int = 64 * GIB, **options: Any) -> Plan
         {"flash_attention": False},
         {"flash_attention": False, "n_ctx": 8192, "n_parallel": 2},
         {"n_parallel": 200},
+        {"n_parallel": 200, "n_batch": 100},
         {"repack": False},
+        {"workload": "prompt"},
+        {"workload": "prompt", "n_ctx": 8192, "n_parallel": 4},
     ],
     ids=str,
 )
@@ -98,6 +103,27 @@ def test_rearranged_weights_are_foreseen(quant: str, repack: bool, tmp_path: Pat
         assert_as_planned(engine.plan, engine.placement)
         if not repack:
             assert engine.plan.placement.weights.keys() == {"CPU_Mapped"}
+
+
+@pytest.mark.parametrize(
+    ("processor", "buffer", "ggml_type", "faster"),
+    [
+        ("x86_64", "CPU_REPACK", 12, False),
+        ("AMD64", "CPU_REPACK", 12, False),
+        ("x86_64", "CPU_REPACK", 2, True),
+        ("x86_64", "AMX", 12, True),
+        ("arm64", "CPU_REPACK", 12, True),
+    ],
+)
+def test_q4_k_on_x86_is_not_rearranged_for_prompts(
+    monkeypatch: pytest.MonkeyPatch, processor: str, buffer: str, ggml_type: int, faster: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: processor)
+    header = the_10b()
+    tensors = {name: replace(tensor, ggml_type=ggml_type) for name, tensor in header.tensors.items()}
+    rearranged = {name: (buffer, tensor.nbytes) for name, tensor in tensors.items() if "ffn_up.weight" in name}
+    assert reads_prompts_faster(replace(header, tensors=tensors), rearranged) == faster
+    assert reads_prompts_faster(header, {})
 
 
 def test_the_10b_on_a_laptop() -> None:
@@ -249,6 +275,16 @@ def test_a_cache_that_was_asked_for_is_kept_to(monkeypatch: pytest.MonkeyPatch) 
     with_memory_for(monkeypatch, 2048, "q8_0")
     with load("demo", n_ctx=2048) as engine:
         assert engine.kv_type == "q8_0"
+
+
+def test_a_large_batch_that_nobody_asked_for_gives_way_before_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_memory_for(monkeypatch, 2048, "f16")
+    with load("demo", workload="prompt") as engine:
+        assert (engine.n_ctx, engine.kv_type, engine.warnings) == (2048, "f16", [])
+        assert engine.plan is not None
+        assert engine.plan.n_batch == CPU_BATCH
+    with pytest.raises(NotEnoughMemory):
+        load("demo", n_ctx=2048, kv_type="f16", n_batch=PROMPT_BATCH)
 
 
 def test_layers_that_stayed_on_the_cpu_are_a_warning() -> None:

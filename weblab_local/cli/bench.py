@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, get_args
 
 import typer
 
@@ -47,12 +47,18 @@ class Grid:
             show_default="searched",
         ),
     ] = ""
+    n_batch: Annotated[
+        str,
+        typer.Option(
+            metavar=n_("LIST"), help="Tokens of a prompt computed at once, like 128,512.", show_default="searched"
+        ),
+    ] = ""
 
-    def settings(self, physical: int) -> "list[Setting] | None":
+    def settings(self, physical: int, workload: "Workload") -> "list[Setting] | None":
         """All combinations, the default for what was not given. None where nothing was. WeblabError for bad values."""
         from weblab_local.diagnosis.bench import combinations
 
-        if not (self.threads or self.kv_type or self.flash_attention or self.repack):
+        if not (self.threads or self.kv_type or self.flash_attention or self.repack or self.n_batch):
             return None
         settings = combinations(
             _parsed("--threads", self.threads, _count, _("numbers from 1 on, like 2,4")) or [physical],
@@ -62,6 +68,8 @@ class Grid:
             or ["f16"],
             _parsed("--flash-attention", self.flash_attention, _switch, _("on and off")) or [True],
             _parsed("--repack", self.repack, _switch, _("on and off")) or [True],
+            _parsed("--n-batch", self.n_batch, _count, _("numbers from 1 on, like 2,4"))
+            or [workload.default(physical).n_batch],
         )
         if not settings:
             raise WeblabError(
@@ -74,22 +82,36 @@ class Grid:
 def bench(
     *,
     model: Model = None,
-    n_prompt: Annotated[int, typer.Option(min=1, help="Tokens in the prompt.")] = 256,
-    n_generate: Annotated[int, typer.Option(min=2, help="Tokens in the answer.")] = 64,
+    workload: Annotated[
+        Literal["chat", "prompt", "serve"],
+        typer.Option(
+            help="What to find the fastest setting for: a conversation, prompts with hardly any answer (eval), or "
+            "several answers at the same time."
+        ),
+    ] = "chat",
+    n_prompt: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in the prompt.", show_default="256; 512 for prompt")
+    ] = None,
+    n_generate: Annotated[
+        int | None, typer.Option(min=2, help="Tokens in the answer.", show_default="64; 2 for prompt")
+    ] = None,
     grid: Grid,
     lora: Lora = None,
     repetitions: Annotated[int, typer.Option(min=1, help="How often to repeat each measurement.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    save: Annotated[bool, typer.Option("--save", help="Make the fastest setting the default on this machine.")] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Make the fastest setting this machine's default for that kind of work.")
+    ] = False,
 ) -> None:
     """Measure speeds and find the fastest setting for this machine.
 
-    Without --threads, --kv-type, --flash-attention and --repack, one of them after the other is searched for its best
-    value. With any of them, all combinations of the values given are measured.
+    Without --threads, --kv-type, --flash-attention, --repack and --n-batch, one of them after the other is searched for
+    its best value. With any of them, all combinations of the values given are measured.
     """
     from weblab_local.diagnosis.bench import Workload
 
-    run(model, Workload(n_prompt, n_generate, repetitions), grid, lora or (), as_json=as_json, save=save)
+    measured = Workload.of(workload, n_prompt, n_generate, repetitions)
+    run(model, measured, grid, lora or (), as_json=as_json, save=save)
 
 
 def run(
@@ -106,7 +128,7 @@ def run(
     measuring.check_workload(path, workload)
     adapters = [split_scale(adapter) for adapter in lora]
     physical = physical_cores()
-    settings = grid.settings(physical)
+    settings = grid.settings(physical, workload)
     _say(_("Measuring the memory's bandwidth"))
     bandwidth = memory_bandwidth(usable_cpus())
 
@@ -131,7 +153,7 @@ def run(
         if path == demo_model():
             _say(_("The demo fits into the processor's caches: what is best for it may be bad for a real model."))
         setting = measuring.setting_to_save(rows, best)
-        save_setting(setting)
+        save_setting(setting, workload.name)
         _say(_("Saved as this machine's default: {setting}").format(setting=_describe(setting)))
 
 
@@ -174,7 +196,7 @@ def _print(path: Path, workload: "Workload", rows: "Iterable[Row]", best: "Row",
     console.print()
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for title in (_("Threads"), _("KV"), _("Flash attention"), _("Repacking")):
+    for title in (_("Threads"), _("KV"), _("Flash attention"), _("Repacking"), _("Batch")):
         table.add_column(title, justify="right")
     for title in (_("Prompt, tokens/s"), _("Answer, tokens/s"), _("Share of bandwidth")):
         table.add_column(title, justify="right")
@@ -186,6 +208,7 @@ def _print(path: Path, workload: "Workload", rows: "Iterable[Row]", best: "Row",
             row.setting.kv_type,
             _on_off(row.setting.flash_attention),
             _on_off(row.setting.repack),
+            str(row.setting.n_batch or "-"),
             _speed(row.prompt),
             _speed(row.generation),
             "-" if share is None else f"{share:.0%}",
@@ -201,12 +224,13 @@ def _speed(speed: "Speed | None") -> str:
 
 
 def _describe(setting: "Setting") -> str:
-    return _("threads {n}, KV cache {kv_type}, flash attention {flash}, repacking {repack}").format(
+    text = _("threads {n}, KV cache {kv_type}, flash attention {flash}, repacking {repack}").format(
         n=setting.n_threads,
         kv_type=setting.kv_type,
         flash=_on_off(setting.flash_attention),
         repack=_on_off(setting.repack),
     )
+    return text if setting.n_batch is None else _("{settings}, batch {n}").format(settings=text, n=setting.n_batch)
 
 
 def _on_off(value: bool) -> str:

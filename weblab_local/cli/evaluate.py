@@ -175,7 +175,7 @@ def _evaluate(
             return run_tasks(CachedLM(lm, cache, progress), tasks, questions, lm, limit=evaluation.limit)
 
     n_ctx = DEFAULT_N_CTX * evaluation.parallel
-    with open_model(str(path), runtime, n_ctx=n_ctx, n_parallel=evaluation.parallel) as engine:
+    with open_model(str(path), runtime, n_ctx=n_ctx, n_parallel=evaluation.parallel, workload="prompt") as engine:
         results = {name: ask(EngineLM(engine, separate=True), cache_of(engine), tasks, name)}
         if evaluation.reference is not None:
             from weblab_local.evaluation.reference import (

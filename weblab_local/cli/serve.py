@@ -104,7 +104,7 @@ def serve(*, model: Model = None, server: ServerOptions, n_ctx: NCtx = None, run
     """Serve an OpenAI-compatible API and a chat page on this machine."""
     from weblab_local.cli.session import open_model
 
-    run(server, lambda: open_model(model, runtime, n_ctx=n_ctx, n_parallel=server.parallel))
+    run(server, lambda: open_model(model, runtime, n_ctx=n_ctx, n_parallel=server.parallel, workload="serve"))
 
 
 def run(options: ServerOptions, load: "Callable[[], Engine]") -> None:

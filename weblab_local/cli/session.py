@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,6 +15,9 @@ from weblab_local.cli.options import RuntimeOptions
 from weblab_local.engine.engine import Engine
 from weblab_local.errors import WeblabError
 from weblab_local.i18n import _
+
+if TYPE_CHECKING:
+    from weblab_local.machine.tuning import WorkloadName
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell gives it."""
@@ -30,8 +33,15 @@ def gpu_layers(text: str) -> int | Literal["auto"]:
         raise WeblabError(_('--n-gpu-layers takes "auto" or a number, not {value!r}.').format(value=text)) from None
 
 
-def open_model(model: str | None, runtime: RuntimeOptions, *, n_ctx: int | None, n_parallel: int = 1) -> Engine:
-    """Load a model; at a terminal with a bar on stderr. Ctrl-C cancels the loading."""
+def open_model(
+    model: str | None,
+    runtime: RuntimeOptions,
+    *,
+    n_ctx: int | None,
+    n_parallel: int = 1,
+    workload: "WorkloadName" = "chat",
+) -> Engine:
+    """Load a model for a workload; at a terminal with a bar on stderr. Ctrl-C cancels the loading."""
     from weblab_local.models.loading import load
     from weblab_local.models.store import split_scale
 
@@ -59,6 +69,7 @@ def open_model(model: str | None, runtime: RuntimeOptions, *, n_ctx: int | None,
             drafts=runtime.drafts,
             rpc=tuple(filter(None, runtime.rpc.split(","))),
             lora=[split_scale(adapter) for adapter in runtime.lora or ()],
+            workload=workload,
             on_progress=on_progress,
         )
     if interrupted.is_set():

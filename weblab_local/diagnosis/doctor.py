@@ -246,6 +246,7 @@ def summary(path: Path, choice: Choice, n_ctx: int = DEFAULT_N_CTX) -> PlanSumma
         kv_type=choice.kv_type,
         flash_attention=choice.flash_attention,
         repack=choice.repack,
+        n_batch=choice.n_batch,
     )
     return PlanSummary(
         n_layers=planned.n_layer + 1,

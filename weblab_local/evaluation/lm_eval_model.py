@@ -49,7 +49,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> "EngineLM":
         """For lm-eval's --model_args: `model` and what else `weblab_local.load` takes; --batch_size are sequences."""
-        options = {key: value for key, value in arg_dict.items() if key not in ("model", "separate")}
+        options: dict[str, Any] = {"workload": "prompt"}
+        options |= {key: value for key, value in arg_dict.items() if key not in ("model", "separate")}
         batch_size = str((additional_config or {}).get("batch_size") or 1)
         n_parallel = int(options.pop("n_parallel", batch_size if batch_size.isdigit() else 1))
         n_ctx = int(options.pop("n_ctx", DEFAULT_N_CTX * n_parallel))

@@ -206,7 +206,7 @@ def _plan(wanted: _Wanted, targets: Sequence[Device], split: Sequence[int]) -> P
     n_gpu_layers = sum(count for _device, count in used)
     on_cpu = shape.n_layer + 1 - n_gpu_layers
     cells = rounded(wanted.n_ctx)
-    n_batch = wanted.n_batch or batch_size(wanted.n_parallel, n_gpu_layers)
+    n_batch = max(wanted.n_parallel, wanted.n_batch or batch_size(wanted.n_parallel, n_gpu_layers))
     # llama.cpp lets several devices compute different batches at once when nothing but the embedding is left here.
     copies = COPIES if len(used) > 1 and not on_cpu else 1
 

@@ -6,6 +6,7 @@ that llama.cpp asks while loading: does the device support a multiplication with
 """
 
 import ctypes
+import platform
 from collections.abc import Mapping
 
 from weblab_local.llama import compatibility, ggml
@@ -20,6 +21,9 @@ _BATCH = 512
 
 _MATRICES = tuple(f"{name}.weight" for name in ("attn_qkv", "attn_output", "ffn_up", "ffn_down", "output"))
 """The tensors that are multiplied with; of the embedding, rows are looked up."""
+
+_SLOW_PROMPTS = 12
+"""GGML_TYPE_Q4_K: rearranged for AVX, it generates faster and reads prompts slower (docs/figures.md, "Evaluating")."""
 
 
 def repacked(header: Header, cpu: int) -> Mapping[str, tuple[str, int]]:
@@ -42,6 +46,15 @@ def repacked(header: Header, cpu: int) -> Mapping[str, tuple[str, int]]:
         if answer := answers[key]:
             result[name] = answer
     return result
+
+
+def reads_prompts_faster(header: Header, rearranged: Mapping[str, tuple[str, int]]) -> bool:
+    """Whether the matrices that are `rearranged` read prompts faster so, as far as it was measured: else True."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    slow = {name for name, (buffer, _) in rearranged.items() if buffer == "CPU_REPACK"}
+    slow &= {name for name, tensor in header.tensors.items() if tensor.ggml_type == _SLOW_PROMPTS}
+    return 2 * sum(rearranged[name][1] for name in slow) <= sum(size for _, size in rearranged.values())
 
 
 def _extra_buffer_types(cpu: int) -> list[int]:

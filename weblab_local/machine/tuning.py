@@ -1,4 +1,4 @@
-"""The setting that `weblab-local bench --save` found best here, for `load` to use where its caller leaves one open."""
+"""What `weblab-local bench --save` found best here for a workload, for `load` where its caller leaves it open."""
 
 import os
 import platform
@@ -7,13 +7,21 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
+from weblab_local.errors import WeblabError
 from weblab_local.home import read_settings, write_settings
+from weblab_local.i18n import _
 from weblab_local.llama.kv_types import KvType
 
-KEY = "bench"
+WorkloadName = Literal["chat", "prompt", "serve"]
+"""What a model is loaded for: one conversation; texts that are read, with hardly anything written; several answers."""
+
+KEYS: Mapping[WorkloadName, str] = {"chat": "bench", "prompt": "bench_prompt", "serve": "bench_serve"}
 """Where the settings of the store keep it: by machine, since a home directory may be on several."""
+
+PROMPT_BATCH = 512
+"""Tokens computed at once where nearly everything is reading; docs/figures.md ("Evaluating") has what it brings."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class Setting:
     kv_type: KvType = "f16"
     flash_attention: bool = True
     repack: bool = True
+    n_batch: int | None = None
 
     @property
     def allowed(self) -> bool:
@@ -39,6 +48,7 @@ class Choice:
     kv_type: KvType
     flash_attention: bool | None
     repack: bool
+    n_batch: int | None = None
 
 
 def choose(
@@ -46,42 +56,75 @@ def choose(
     kv_type: KvType | None = None,
     flash_attention: bool | None = None,
     repack: bool | None = None,
+    n_batch: int | None = None,
+    *,
+    workload: WorkloadName = "chat",
+    repack_for_prompts: bool = True,
 ) -> Choice:
-    """The caller's values; for those that are None what was saved for this machine, else the engine's defaults."""
-    saved = saved_setting()
+    """The caller's values; for those that are None what was saved for this machine and workload, else the defaults.
+
+    Where nothing was saved for a workload, what was saved for "chat" is used, but for "prompt" a batch of
+    PROMPT_BATCH, and weights are rearranged only if that is said to read prompts faster. Raises WeblabError for what is
+    no workload.
+    """
+    require_workload(workload)
+    saved = saved_setting(workload)
+    if saved is None and workload == "prompt":
+        n_batch = n_batch or PROMPT_BATCH
+        repack = repack_for_prompts if repack is None else repack
+    saved = saved or saved_setting("chat")
     if saved is None:
-        return Choice(n_threads, kv_type or "f16", flash_attention, repack is not False)
+        return Choice(n_threads, kv_type or "f16", flash_attention, repack is not False, n_batch)
     if kv_type is None:
         kv_type = "f16" if flash_attention is False else saved.kv_type
     if flash_attention is None and kv_type == "f16":
         flash_attention = saved.flash_attention
-    return Choice(n_threads or saved.n_threads, kv_type, flash_attention, saved.repack if repack is None else repack)
+    return Choice(
+        n_threads or saved.n_threads,
+        kv_type,
+        flash_attention,
+        saved.repack if repack is None else repack,
+        n_batch or saved.n_batch,
+    )
 
 
-def saved_setting() -> Setting | None:
+def saved_setting(workload: WorkloadName = "chat") -> Setting | None:
     """What was saved for this machine; None where nothing was, or nothing that makes sense."""
-    machines = read_settings().get(KEY)
+    machines = read_settings().get(KEYS[workload])
     value = machines.get(machine()) if isinstance(machines, dict) else None
     return _setting(value) if isinstance(value, dict) else None
 
 
-def save_setting(setting: Setting) -> None:
-    """Make `setting` this machine's default."""
+def save_setting(setting: Setting, workload: WorkloadName = "chat") -> None:
+    """Make `setting` this machine's default for a workload."""
     settings = read_settings()
-    machines = settings.get(KEY)
+    machines = settings.get(KEYS[workload])
     others = machines if isinstance(machines, dict) else {}
-    write_settings({**settings, KEY: {**others, machine(): asdict(setting)}})
+    write_settings({**settings, KEYS[workload]: {**others, machine(): asdict(setting)}})
+
+
+def require_workload(workload: str) -> None:
+    """Raise WeblabError for what is no workload."""
+    if workload not in get_args(WorkloadName):
+        raise WeblabError(
+            _("There is no workload called {name!r}.").format(name=workload),
+            _("Choose from {names}.").format(names=", ".join(get_args(WorkloadName))),
+        )
 
 
 def _setting(value: Mapping[str, Any]) -> Setting | None:
-    n_threads, kv_type = value.get("n_threads"), value.get("kv_type")
-    flags = (value.get("flash_attention"), value.get("repack"))
-    if type(n_threads) is not int or n_threads < 1 or kv_type not in get_args(KvType):
+    n_threads, kv_type, n_batch = (value.get(key) for key in ("n_threads", "kv_type", "n_batch"))
+    flash_attention, repack = value.get("flash_attention"), value.get("repack")
+    if not _is_count(n_threads) or kv_type not in get_args(KvType) or not (n_batch is None or _is_count(n_batch)):
         return None
-    if not all(isinstance(flag, bool) for flag in flags):
+    if not (isinstance(flash_attention, bool) and isinstance(repack, bool)):
         return None
-    setting = Setting(n_threads, cast(KvType, kv_type), *map(bool, flags))
+    setting = Setting(cast(int, n_threads), cast(KvType, kv_type), flash_attention, repack, n_batch)
     return setting if setting.allowed else None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def machine() -> str:

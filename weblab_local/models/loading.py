@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from weblab_local.engine.engine import DEFAULT_N_CTX, Engine
 from weblab_local.errors import NotEnoughMemory
@@ -17,9 +17,9 @@ from weblab_local.llama.kv_types import KvType, require_kv_type
 from weblab_local.machine.devices import Device, list_devices, ram
 from weblab_local.machine.placement import Placement, read_placement
 from weblab_local.machine.plan import Plan, make_plan
-from weblab_local.machine.repack import repacked
+from weblab_local.machine.repack import reads_prompts_faster, repacked
 from weblab_local.machine.rpc import register
-from weblab_local.machine.tuning import Choice, choose
+from weblab_local.machine.tuning import Choice, WorkloadName, choose
 from weblab_local.models.store import find_adapter, find_model
 
 logger = logging.getLogger("weblab_local")
@@ -37,6 +37,7 @@ def plan(
     kv_type: KvType = "f16",
     flash_attention: bool | None = None,
     repack: bool = True,
+    n_batch: int | None = None,
     rpc: Sequence[str] = (),
     lora: Sequence[tuple[Path, float]] = (),
     devices: Sequence[Device] | None = None,
@@ -58,6 +59,7 @@ def plan(
         n_parallel=n_parallel,
         kv_type=kv_type,
         flash_attention=flash_attention,
+        n_batch=n_batch,
         n_gpu_layers=n_gpu_layers,
         repacked=repacked(header, cpu.handle) if repack else None,
         adapters=adapter_bytes(open_adapters(lora, header)),
@@ -74,9 +76,11 @@ def load(
     kv_type: KvType | None = None,
     flash_attention: bool | None = None,
     repack: bool | None = None,
+    n_batch: int | None = None,
     drafts: bool | None = None,
     rpc: Sequence[str] = (),
     lora: Sequence[tuple[str | Path, float]] = (),
+    workload: WorkloadName = "chat",
     on_progress: Callable[[float], None] | None = None,
 ) -> Engine:
     """Load a model, planned for this machine. The engine has the `plan` and llama.cpp's own `placement`.
@@ -87,28 +91,33 @@ def load(
     drafts            guess tokens ahead and check them together; None: in answers that are drawn without a seed
     rpc               workers that take layers too, as host:port; what to know of them is in `machine.rpc`
     lora              LoRA adapters to compute with: each a GGUF's path, or its name in the store, and its scale
+    workload          what it is for: "chat", "serve" (several answers at once), "prompt" (reading, as for `score`)
     on_progress       called with the share loaded, 0 to 1; an exception from it cancels the loading
 
-    The rest is Engine's, and where it is None what `weblab-local bench --save` found best on this machine. Where
-    kv_type or n_ctx is None and the usual f16 and 2048 do not fit, the KV cache becomes q8_0, and then the context
-    shorter; the engine's `warnings` say so. Raises
+    The rest is Engine's, and where it is None what `weblab-local bench --save` found best on this machine for the
+    workload. Without it, for "prompt", batches of 512, and weights as they are in the file where these read faster; a
+    batch that does not fit becomes that of a chat. Where kv_type or n_ctx is None and the usual f16 and 2048 do not
+    fit, the KV cache becomes q8_0, and then the context shorter; the engine's `warnings` say so. Raises
     ModelNotFoundError, ModelFileError, NotEnoughMemory, WorkerError, or WeblabError for settings that cannot be.
     """
     path = find_model(name_or_path)
     adapters = [(find_adapter(adapter), scale) for adapter, scale in lora]
-    choice = choose(n_threads, kv_type, flash_attention, repack)
-    choices = _cache_choices(n_ctx, kv_type, choice)
-    usual = choices[0]
-    (n_ctx, kv_type), planned = _first_that_fits(
-        choices,
-        lambda n_ctx, kv_type: plan(
+    repack_for_prompts = workload != "prompt" or _repack_for_prompts(path)
+    choice = choose(
+        n_threads, kv_type, flash_attention, repack, n_batch, workload=workload, repack_for_prompts=repack_for_prompts
+    )
+    rooms = _rooms(n_ctx, kv_type, n_batch, choice)
+    room, planned = _first_that_fits(
+        rooms,
+        lambda room: plan(
             path,
-            n_ctx=n_ctx,
+            n_ctx=room.n_ctx,
             n_parallel=n_parallel,
             n_gpu_layers=n_gpu_layers,
-            kv_type=kv_type,
+            kv_type=room.kv_type,
             flash_attention=choice.flash_attention,
             repack=choice.repack,
+            n_batch=room.n_batch,
             rpc=rpc,
             lora=adapters,
         ),
@@ -116,8 +125,8 @@ def load(
     engine = load_planned(
         path,
         planned,
-        replace(choice, kv_type=kv_type),
-        n_ctx=n_ctx,
+        replace(choice, kv_type=room.kv_type),
+        n_ctx=room.n_ctx,
         n_parallel=n_parallel,
         drafts=drafts,
         lora=adapters,
@@ -125,7 +134,7 @@ def load(
     )
     engine.warnings = [
         *compatibility.require(),
-        *_smaller_cache_warnings(usual, (n_ctx, kv_type)),
+        *_smaller_cache_warnings(rooms[0], room),
         *engine.warnings,
     ]
     for warning in engine.warnings:
@@ -170,38 +179,51 @@ def load_planned(
     return engine
 
 
-def _cache_choices(n_ctx: int | None, kv_type: KvType | None, choice: Choice) -> list[tuple[int, KvType]]:
-    """Context and KV type as they are wanted, then what else may be tried because nobody asked for them."""
+def _repack_for_prompts(path: Path) -> bool:
+    header = read_gptneox(path)
+    cpu = next(device for device in list_devices() if device.kind == "cpu")
+    return reads_prompts_faster(header, repacked(header, cpu.handle))
+
+
+class _Room(NamedTuple):
+    """What takes memory beside the weights."""
+
+    n_ctx: int
+    kv_type: KvType
+    n_batch: int | None
+
+
+def _rooms(n_ctx: int | None, kv_type: KvType | None, n_batch: int | None, choice: Choice) -> list[_Room]:
+    """What is wanted, then what else may be tried because nobody asked for it: the usual batch, a smaller cache."""
     wanted = DEFAULT_N_CTX if n_ctx is None else n_ctx
     smaller: KvType = choice.kv_type
     if kv_type is None and choice.kv_type == "f16" and choice.flash_attention is not False:
         smaller = "q8_0"
     contexts = (wanted,) if n_ctx is not None else (wanted, *SHORTER_CONTEXTS)
-    return list(dict.fromkeys([(wanted, choice.kv_type), *((context, smaller) for context in contexts)]))
+    rooms = [_Room(wanted, choice.kv_type, choice.n_batch), _Room(wanted, choice.kv_type, n_batch)]
+    return list(dict.fromkeys([*rooms, *(_Room(context, smaller, n_batch) for context in contexts)]))
 
 
-def _first_that_fits(
-    choices: Sequence[tuple[int, KvType]], make: Callable[[int, KvType], Plan]
-) -> tuple[tuple[int, KvType], Plan]:
-    """The first choice that can be planned, and its plan. Raises the NotEnoughMemory of the very first."""
+def _first_that_fits(rooms: Sequence[_Room], make: Callable[[_Room], Plan]) -> tuple[_Room, Plan]:
+    """The first that can be planned, and its plan. Raises the NotEnoughMemory of the very first."""
     refusal = None
-    for one in choices:
+    for room in rooms:
         try:
-            return one, make(*one)
+            return room, make(room)
         except NotEnoughMemory as error:
             refusal = refusal or error
     assert refusal is not None
     raise refusal
 
 
-def _smaller_cache_warnings(wanted: tuple[int, KvType], chosen: tuple[int, KvType]) -> list[str]:
-    if wanted == chosen:
+def _smaller_cache_warnings(wanted: _Room, chosen: _Room) -> list[str]:
+    if wanted[:2] == chosen[:2]:
         return []
     return [
         _(
             "The memory does not hold a context of {wanted} tokens with a KV cache in {wanted_type}: it is {n_ctx} "
             "tokens in {kv_type} now. Close other programs, or take a smaller model, for the rest."
-        ).format(wanted=wanted[0], wanted_type=wanted[1], n_ctx=chosen[0], kv_type=chosen[1])
+        ).format(wanted=wanted.n_ctx, wanted_type=wanted.kv_type, n_ctx=chosen.n_ctx, kv_type=chosen.kv_type)
     ]
 
 
