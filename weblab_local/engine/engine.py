@@ -348,11 +348,8 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         from weblab_local.engine.prompt_request import prompt_request
 
         self._require_open()
-
-        def cancel(request: "Request") -> None:  # the generation has it, and through it this engine, which stays open
-            self._scheduler.cancel(request)
-
-        return prompt_request(self._prompts, prompt, params, options, cancel, make)
+        # The generation has what cancels it, and through it this engine, which so is not closed before.
+        return prompt_request(self._prompts, prompt, params, options, lambda one: self._scheduler.cancel(one), make)
 
     def _refuse_to_wait(self) -> None:
         """Raise WeblabError where waiting for an answer would be waiting for oneself."""
