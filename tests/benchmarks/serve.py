@@ -1,13 +1,15 @@
 """`weblab-local serve` beside other servers: total tokens per second, time to the first token, and what failed.
 
     pip install "llama-cpp-python[server]"
-    python -m tests.benchmarks.serve [--model FILE] [--tokens 48] [--rounds 3] [--peers llama-server,llama_cpp.server]
+    python -m tests.benchmarks.serve [--model FILE] [--tokens 48] [--rounds 3] [--cpu-time]
+        [--peers llama-server,llama_cpp.server]
 
 llama-server is llama.cpp's own, which batches too (`llama_server` compiles it once); llama_cpp.server computes one
 answer at a time. All have the same model, threads, batch and context, and the first two as many sequences, which share
 it. They stream greedy completions of the same prompts to 1, 2, 4 and 8 clients at once, each of them asking REQUESTS
 times. They are started by turns, each alone on the machine. The speed is that of all answers together that came to
-their end, from the first token of the first to the end of the last.
+their end, from the first token of the first to the end of the last; with `--cpu-time` it is by the server's processor
+time, with one thread, which other programs hardly change. The times to the first token are the clock's.
 
 The mixed load, for the servers that batch, has short and long prompts and `max_tokens` 1000, for which the context has
 no room in that many answers at once. The demo ends its answers by itself; of a model of random weights, a client leaves
@@ -30,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+import psutil
 
 from convert.demo.corpus import read_corpus
 from tests.benchmarks.llama_server import llama_server
@@ -94,9 +97,9 @@ def _of_demo(model: Path, pairs: Sequence[tuple[str, str]], max_tokens: int) -> 
         return [Task(prompt, len(engine.tokenize(response)), max_tokens) for prompt, response in pairs]
 
 
-def command(server: str, model: Path, port: int) -> list[str]:
+def command(server: str, model: Path, port: int, n_threads: int) -> list[str]:
     """The command line of a server."""
-    threads, n_ctx, batch, most = (str(n) for n in (physical_cores(), DEFAULT_N_CTX, CPU_BATCH, max(CLIENTS)))
+    threads, n_ctx, batch, most = (str(n) for n in (n_threads, DEFAULT_N_CTX, CPU_BATCH, max(CLIENTS)))
     where = ["--model", str(model), "--port", str(port)]
     if server == OURS:
         options = ["--threads", threads, "--n-ctx", n_ctx, "--parallel", most]
@@ -111,13 +114,13 @@ def command(server: str, model: Path, port: int) -> list[str]:
 
 
 @contextmanager
-def running(server: str, model: Path) -> Iterator[str]:
-    """Start a server; its address, once it answers."""
+def running(server: str, model: Path, n_threads: int) -> Iterator[tuple[str, psutil.Process]]:
+    """Start a server; its address, once it answers, and its process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(
-        command(server, model, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
+        command(server, model, port, n_threads), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
     ) as process:
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -129,7 +132,7 @@ def running(server: str, model: Path) -> Iterator[str]:
                     if process.poll() is not None or time.monotonic() > deadline:
                         raise SystemExit(f"{server} did not start") from None
                     time.sleep(0.2)
-            yield url
+            yield url, psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait()
@@ -139,9 +142,9 @@ def running(server: str, model: Path) -> Iterator[str]:
 class Answered:
     """When a request was sent, and when its pieces of text came, in seconds; whether it was ended by an error."""
 
-    task: Task
     sent: float
     times: Sequence[float]
+    n_tokens: int
     failed: bool
 
 
@@ -155,7 +158,7 @@ class Figures:
 
 
 async def ask(client: httpx2.AsyncClient, task: Task) -> Answered:
-    """Stream one completion. Raises AssertionError where the answer is not as long as it should be."""
+    """Stream one completion. Where it ends otherwise than was to be expected, its pieces count as its tokens."""
     body = {"prompt": task.prompt, "temperature": 0, "max_tokens": task.max_tokens, "stream": True}
     sent, times, reason = time.monotonic(), list[float](), ""
     try:
@@ -172,24 +175,28 @@ async def ask(client: httpx2.AsyncClient, task: Task) -> Answered:
                     break
     except httpx2.HTTPError:
         reason = ""
-    expected = "left" if task.leaves else "length" if task.n_tokens == task.max_tokens else "stop"
-    assert reason in (expected, ""), reason
-    return Answered(task, sent, times, failed=not reason)
+    whole = not task.leaves and reason == ("length" if task.n_tokens == task.max_tokens else "stop")
+    return Answered(sent, times, task.n_tokens if whole else len(times), failed=not reason)
 
 
-async def load(url: str, n_clients: int, every: Sequence[Task]) -> Figures:
-    """Let so many clients ask, each its part of `every`."""
+async def load(
+    url: str, n_clients: int, every: Sequence[Task], processor_time: Callable[[], float] | None = None
+) -> Figures:
+    """Let so many clients ask, each its part of `every`. With `processor_time` the speed is by that, not the clock."""
     each_its_own = httpx2.Limits(max_keepalive_connections=0)  # llama-server closes connections that it said it keeps
     async with httpx2.AsyncClient(base_url=url, timeout=None, limits=each_its_own) as client:
 
         async def one(number: int) -> list[Answered]:
             return [await ask(client, task) for task in every[number * REQUESTS : (number + 1) * REQUESTS]]
 
+        started = processor_time() if processor_time else 0.0
         done = [answer for found in await asyncio.gather(*map(one, range(n_clients))) for answer in found]
     begun = [answer for answer in done if answer.times]
     seconds = max(answer.times[-1] for answer in begun) - min(answer.times[0] for answer in begun)
+    if processor_time:
+        seconds = processor_time() - started
     return Figures(
-        speed=sum(answer.task.n_tokens for answer in done if not answer.failed) / seconds,
+        speed=sum(answer.n_tokens for answer in done if not answer.failed) / seconds,
         first=statistics.median(answer.times[0] - answer.sent for answer in begun),
         failed=sum(answer.failed for answer in done),
     )
@@ -231,21 +238,29 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=demo_model(), help="a GGUF; default: the demo")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer, but the demo's; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, and its processor time for the speeds")
     parser.add_argument("--peers", default=f"{LLAMA_SERVER},{LLAMA_CPP_SERVER}", help="default: %(default)s")
     arguments = parser.parse_args()
     peers = arguments.peers.split(",")
+    n_threads = 1 if arguments.cpu_time else physical_cores()
     every, mixed = tasks(arguments.model, arguments.tokens), mixed_tasks(arguments.model)
     found: dict[tuple[str, str], list[Figures]] = {}
     for number in range(arguments.rounds):
         for server in [OURS, *peers][:: -1 if number % 2 else 1]:
-            with running(server, arguments.model) as url:
+            with running(server, arguments.model, n_threads) as (url, process):
+
+                def processor_time(process: psutil.Process = process) -> float:
+                    times = process.cpu_times()
+                    return float(times.user + times.system)
+
+                clock = processor_time if arguments.cpu_time else None
                 asyncio.run(load(url, 1, every[-REQUESTS:]))  # the first requests find cold caches
                 loads = [(str(n), n, every) for n in CLIENTS]
                 loads += [(f"{n}, mixed", n, mixed) for n in MIXED_CLIENTS if server != LLAMA_CPP_SERVER]
                 for name, n_clients, some in loads:
-                    found.setdefault((server, name), []).append(asyncio.run(load(url, n_clients, some)))
+                    found.setdefault((server, name), []).append(asyncio.run(load(url, n_clients, some, clock)))
                     print(f"{server}, {name}: {found[server, name][-1]}", file=sys.stderr, flush=True)
-    print(f"{arguments.model.name}, {physical_cores()} threads, medians of {arguments.rounds} rounds")
+    print(f"{arguments.model.name}, {n_threads} threads, medians of {arguments.rounds} rounds")
     for peer in peers:
         names = [name for server, name in found if server == peer]
         print(f"\n{table(peer, [(name, found[OURS, name], found[peer, name]) for name in names])}")
