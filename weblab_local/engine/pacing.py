@@ -1,4 +1,4 @@
-"""How much of the prompts to read beside a generation, so that its tokens come at half of their speed or faster.
+"""How much of the prompts to read beside a generation, so that its tokens come at half of their speed, or fast enough.
 
 What a prompt's token costs depends on the model, the machine and the length of the context, and more tokens are nearly
 free for as long as reading the weights is what takes the time. So no cost is assumed: the chunk is scaled by what the
@@ -13,6 +13,10 @@ import sys
 
 SLOWDOWN = 2.0
 """What a step that reads prompts may take, in steps that only generate."""
+
+UNNOTICED_SECONDS = 0.05
+"""What it may take however quick a step alone is: twenty tokens a second are faster than anybody reads, and the few
+tokens of a prompt that fit into a small model's step would take most of their time for what every step costs."""
 
 MEASURE_EVERY = 16
 """Steps with prompts in a row, after which one without is computed, to know what that takes by now."""
@@ -64,7 +68,8 @@ class Pacing:
             self._mixed_since = 0
             return
         self._mixed_since += 1
-        self._chunk = max(1.0, _scaled(self._chunk, SLOWDOWN * self._generating_seconds, n_prompt, seconds))
+        allowed = max(SLOWDOWN * self._generating_seconds, UNNOTICED_SECONDS)
+        self._chunk = max(1.0, _scaled(self._chunk, allowed, n_prompt, seconds))
 
 
 def _scaled(chunk: float, allowed: float, n_prompt: int, seconds: float) -> float:
