@@ -26,7 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from convert.demo.corpus import read_corpus
-from weblab_local.engine import request, scheduler
+from weblab_local.engine import choosing, request, scheduler
 from weblab_local.engine.draft_costs import BatchCosts
 from weblab_local.engine.engine import Engine
 from weblab_local.engine.generation import Stats
@@ -60,8 +60,8 @@ class Replayed(Sampler):
         super().__init__(params, vocab, prompt, *rest)
         self._left = iter(_answers[tuple(prompt)])
 
-    def sample(self, context: Any, index: int) -> int:
-        super().sample(context, index)
+    def sample(self, context: Any, index: int, n_left: int) -> int:
+        super().sample(context, index, n_left)
         return next(self._left)
 
 
@@ -162,7 +162,7 @@ def main() -> None:
         for module in (scheduler, request):
             vars(module)["time"] = SimpleNamespace(perf_counter=time.process_time)
     n_threads = 1 if arguments.cpu_time else None
-    vars(scheduler)["Sampler"] = Replayed
+    vars(choosing)["Sampler"] = Replayed
     with (
         Engine(arguments.model, n_threads=n_threads, drafts=False) as plain,
         Engine(arguments.model, n_threads=n_threads, drafts=True) as drafting,

@@ -16,8 +16,11 @@ import numpy as np
 
 from weblab_local.engine.sampler import Sampler
 from weblab_local.engine.sampling import SamplingParams
+from weblab_local.engine.token_budget import TokenBudget
+from weblab_local.grammar.nodes import read_grammar
 from weblab_local.llama.context import Model
 from weblab_local.llama.sampler_chain import SamplerChain
+from weblab_local.llama.segmentation import Segmentation
 from weblab_local.models.store import find_model
 
 VALUES = [f"これらの値はどれも同じように始まり、番号だけが違います: {n}" for n in range(1400)]
@@ -31,7 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = Model(find_model(arguments.model), 0)
     params = SamplingParams(temperature=0, json_schema=SCHEMA)
-    ours = Sampler(params, model.vocab, (), 2048)
+    budget = TokenBudget(read_grammar(str(params.gbnf())), Segmentation(model.tokenizer.pieces), model.eos)
+    ours = Sampler(params, model.vocab, (), 2048, budget=budget)
     theirs = SamplerChain(model.vocab)
     theirs.add_grammar(str(params.gbnf()))
     theirs.add_greedy()
@@ -41,7 +45,7 @@ def main() -> None:
         logits = rng.standard_normal(model.n_vocab).astype(np.float32)
         logits[token] += 10
         started = time.perf_counter()
-        array = ours._applied(logits)
+        array = ours._applied(logits, 1000)
         chosen = int(array.data[array.selected].id)
         between = time.perf_counter()
         array = theirs.apply(logits)
@@ -52,6 +56,7 @@ def main() -> None:
         seconds["theirs"].append(ended - between)
         for chain in (*ours._chains, theirs):
             chain.accept(chosen)
+        budget.take(chosen)
     medians = [1000 * statistics.median(seconds[name]) for name in ("ours", "theirs")]
     print("| vocabulary | this engine | grammar first | ratio |\n| --- | --- | --- | --- |")
     print(f"| {model.n_vocab} | {medians[0]:.2f} ms | {medians[1]:.2f} ms | {medians[1] / medians[0]:.1f} |")

@@ -1,5 +1,6 @@
 """`load(lora=...)`: llama.cpp computes with an adapter as transformers does with peft, and only with one that fits."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,48 @@ def test_several_adapters_add_up_and_several_sequences_have_them(
         together = [[token for chunk in stream for token in chunk.token_ids] for stream in streams]
     with opened(demo_f16, (adapter, 1.0)) as engine:
         assert together == answers(engine, PROMPTS[:2])
+
+
+def test_an_adapter_is_switched_off_and_on(demo_f16: Path, adapter: Path, model: Any) -> None:
+    """In a loaded engine, and nothing that was computed with it is used without it."""
+    adapted, base = expected(model), expected(reference.model())
+    with opened(demo_f16, (adapter, 1.0), n_parallel=2) as engine:
+        assert answers(engine) == adapted
+        with_it = engine.kv_settings
+        engine.read_ahead(reference.encode(PROMPTS[0]))
+        engine.scale_adapters([0.0])
+        assert answers(engine) == base
+        assert [a.scale for a in engine.adapters] == [0.0]
+        assert engine.kv_settings != with_it
+        engine.scale_adapters([1])
+        assert answers(engine) == adapted
+        assert engine.kv_settings == with_it
+
+
+def test_it_is_not_switched_in_the_middle_of_an_answer(adapter: Path) -> None:
+    endless = SamplingParams(temperature=0, max_tokens=400, logit_bias={reference.END: -math.inf})
+    with load("demo", lora=[(adapter, 1.0)], n_ctx=512) as engine:
+        with engine.stream(ADAPTER_PAIR.instruction, endless) as stream:
+            next(stream)
+            with pytest.raises(WeblabError, match="An answer is being computed"):
+                engine.scale_adapters([0.0])
+        assert engine.generate(ADAPTER_PAIR.instruction, GREEDY).text == ADAPTER_PAIR.response
+
+
+@pytest.mark.parametrize("scales", [[], [1.0, 1.0], [float("nan")], ["1"], [True]])
+def test_scales_that_are_none_change_nothing(adapter: Path, scales: list[Any]) -> None:
+    with load("demo", lora=[(adapter, 1.0)], n_ctx=512) as engine:
+        with pytest.raises(WeblabError, match="scale"):
+            engine.scale_adapters(scales)
+        assert engine.generate(ADAPTER_PAIR.instruction, GREEDY).text == ADAPTER_PAIR.response
+        assert [a.scale for a in engine.adapters] == [1.0]
+
+
+def test_without_adapters_there_is_nothing_to_switch() -> None:
+    with load("demo", n_ctx=256) as engine:
+        engine.scale_adapters([])
+        with pytest.raises(WeblabError, match="There are 0 adapters"):
+            engine.scale_adapters([1.0])
 
 
 def test_a_saved_state_is_of_its_adapters(demo_f16: Path, adapter: Path, tmp_path: Path) -> None:

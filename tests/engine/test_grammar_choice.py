@@ -120,7 +120,7 @@ def test_the_tokens_are_those_of_llama_cpps_chain(
         for _ in range(STEPS):
             logits = (spread * draw.standard_normal(lib.llama_vocab_n_tokens(vocab))).astype(np.float32)
             token = expected.choose(logits)
-            assert sampler.sample(of(logits), 0) == token
+            assert sampler.sample(of(logits), 0, 1000) == token
             if lib.llama_vocab_is_eog(vocab, token):
                 break
             expected.accept(token)
@@ -159,7 +159,7 @@ def test_the_grammar_is_asked_about_few_tokens(vocab: object, top_k: int, monkey
     sampler = Sampler(SamplingParams(top_k=top_k, seed=1, grammar="root ::= [^\\n]+"), vocab, [], N_CTX)
     draw = np.random.default_rng(0)
     for _ in range(STEPS):
-        sampler.sample(of(draw.standard_normal(lib.llama_vocab_n_tokens(vocab)).astype(np.float32)), 0)
+        sampler.sample(of(draw.standard_normal(lib.llama_vocab_n_tokens(vocab)).astype(np.float32)), 0, 1000)
     sampler.close()
     assert len(asked) == STEPS
     assert max(asked) <= max(64, 4 * top_k)

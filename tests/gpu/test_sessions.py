@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.support import DESTROYED, LAYERS, Target, on_cpu
+from tests.gpu.support import LAYERS, Target, on_cpu
 from tests.support.engines import GREEDY, SHORT_ANSWERS
 from weblab_local.chat.saved import load_session, save_session
 from weblab_local.engine.engine import Engine
@@ -48,8 +48,6 @@ def test_what_the_device_computed_is_read_again_on_the_cpu_and_the_other_way(tar
 
 
 def test_what_the_device_computed_is_read_again_on_another_device(target: Target, second: str, tmp_path: Path) -> None:
-    if target.is_software:
-        pytest.skip(DESTROYED)
     with target.load("demo") as engine:
         expected = save(engine, tmp_path / "session")
     other = Target("rpc", (second,))

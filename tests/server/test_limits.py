@@ -171,7 +171,8 @@ def test_closing_the_official_clients_stream_cancels(server: Running) -> None:
 def stops_until_cancelled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have answers stop after some tokens until they are cancelled: no machine is too fast for a deadline then."""
     scheduler, cancelled = engine._scheduler, threading.Event()
-    take, cancel = scheduler._take, scheduler.cancel
+    choosing = scheduler._choosing
+    take, cancel = choosing._take, scheduler.cancel
 
     def stop(running: RunningRequest, token: int, index: int) -> FinishReason | None:
         if running.generated == 5:
@@ -182,7 +183,7 @@ def stops_until_cancelled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> No
         cancel(request)
         cancelled.set()
 
-    monkeypatch.setattr(scheduler, "_take", stop)
+    monkeypatch.setattr(choosing, "_take", stop)
     monkeypatch.setattr(scheduler, "cancel", noted)
 
 

@@ -4,10 +4,13 @@ import re
 from typing import Any
 
 import pytest
+from llama_cpp import llama_cpp as lib
 
 from tests.server.support import Running, post, serving, until, until_idle, user
 from tests.support.engines import LONG_ANSWERS, PAIRS, engine_of, hold
 from weblab_local.engine.engine import Engine
+from weblab_local.engine.roster import Occupancy
+from weblab_local.server.metrics import Metrics
 
 LINE = re.compile(r"(?:# HELP (?P<name>[a-z_:]+) .+\n# TYPE (?P=name) (?:counter|gauge)\n(?P=name) [\d.e+-]+\n)+")
 
@@ -29,6 +32,9 @@ def test_the_sums_are_those_of_the_answers() -> None:
             for pair in (LONG_ANSWERS[0], PAIRS[0])
         ]
         found = figures(server)
+        n_held = lib.llama_memory_seq_pos_max(engine._context._memory, 0) + 1
+    assert found["llamacpp:kv_cache_tokens"] == n_held > 0
+    assert found["llamacpp:kv_cache_usage_ratio"] == pytest.approx(n_held / 2048)
     cached = sum(usage.prompt_tokens_details.cached_tokens or 0 for usage in usages)
     assert found["weblab:prompt_tokens_cached_total"] == cached > 0
     assert found["llamacpp:prompt_tokens_total"] == sum(usage.prompt_tokens for usage in usages) - cached
@@ -55,6 +61,13 @@ def test_who_is_computed_who_waits_and_who_was_refused() -> None:
             connection.close()
     assert (found["llamacpp:requests_processing"], found["llamacpp:requests_deferred"]) == (1, 1)
     assert found["weblab:requests_refused_total"] == 1
+
+
+def test_what_was_preempted_and_waits() -> None:
+    text = Metrics().text(1, 0, Occupancy(n_cells=512, n_preempted=2), n_ctx=2048)
+    assert LINE.fullmatch(text)
+    assert "\nweblab:requests_preempted 2\n" in text
+    assert "\nllamacpp:kv_cache_usage_ratio 0.25\n" in text
 
 
 def test_without_the_option_there_is_nothing(engine: Engine) -> None:

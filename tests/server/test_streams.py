@@ -1,15 +1,17 @@
-"""A stream before its first token: it has begun already, and is never silent for long."""
+"""A stream before its first token has begun already, and is never silent for long; what a server says at its end."""
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
 from tests.server.support import Running, events, post, serving, until, user
-from tests.support.engines import PAIRS, engine_of, hold
+from tests.support.engines import PAIRS, PATIENCE, engine_of, hold
 from weblab_local.server.admission import Admission
 from weblab_local.server.connection import ENDING, KEEP_ALIVE, EventStream, LineStream
 
@@ -92,7 +94,7 @@ def test_what_fails_later_is_an_event_with_its_status(server: Running, monkeypat
     def fails(*_arguments: object) -> None:
         raise RuntimeError("nothing that a client should read")
 
-    monkeypatch.setattr("weblab_local.engine.scheduler.Sampler", fails)
+    monkeypatch.setattr("weblab_local.engine.choosing.Sampler", fails)
     with server.http as http:
         lines = http.post(CHAT, json=GREEDY).text.splitlines()
     said = json.loads(lines[0].removeprefix("data: "))
@@ -133,3 +135,26 @@ def test_the_servers_end_is_told_in_each_form(kind: type[EventStream], expected:
     lines = [line for line in asyncio.run(sent()).decode().splitlines() if line]
     assert len(lines) == len(expected)
     assert all(line.startswith(beginning) for line, beginning in zip(lines, expected, strict=True))
+
+
+WHOLE: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": user("x")},
+    "/v1/completions": {"prompt": "x"},
+    "/v1/responses": {"input": "x"},
+    "/api/chat": {"messages": user("x"), "stream": False},
+}
+
+
+@pytest.mark.parametrize("path", WHOLE)
+def test_who_waits_for_a_whole_answer_is_told_that_the_server_ends(path: str) -> None:
+    body = {"model": "default", **WHOLE[path]}
+    with engine_of(n_parallel=1) as engine, ThreadPoolExecutor(1) as pool:
+        gate, held = hold(engine)
+        with serving(engine) as server:
+            waiting = pool.submit(httpx2.post, f"{server.url}{path}", json=body, timeout=PATIENCE)
+            until(lambda: engine._scheduler._waiting)
+        told = waiting.result(PATIENCE)
+        gate.open()
+        list(held)
+    assert told.status_code == 503
+    assert "being ended" in str(told.json()["error"])

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from weblab_local.engine.generation import AsyncGeneration, Chunk, Completion, Generation, complete
-from weblab_local.engine.options import PromptOptions, spells_out_options, with_defaults
+from weblab_local.engine.options import PromptOptions, spells_out_options
 from weblab_local.engine.prompt_ids import PromptIds
 from weblab_local.engine.sampling import SamplingParams
 from weblab_local.engine.settings import require_settings, state_key
 from weblab_local.engine.uncopyable import Uncopyable
 from weblab_local.engine.users import closed_error
-from weblab_local.errors import SamplingError
 from weblab_local.i18n import _, n_
 from weblab_local.llama.kv_types import KvType
 
 if TYPE_CHECKING:
     from weblab_local.chat.session import ChatSession
     from weblab_local.engine.request import Request
+    from weblab_local.engine.roster import Occupancy
     from weblab_local.engine.scoring import Score
     from weblab_local.engine.template import Template
     from weblab_local.machine.placement import Placement
@@ -96,8 +96,7 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         self.adapters = open_adapters(lora, header)
         self.n_ctx, self.n_parallel, self.kv_type = n_ctx, n_parallel, kv_type
         used = (devices or ()) if n_gpu_layers else ()
-        self.kv_settings = state_key(flash_attention, n_gpu_layers, map(description, used), self.adapters)
-        """What else a saved KV state depends on."""
+        self._state_settings = (flash_attention, n_gpu_layers, [description(device) for device in used])
         for handle in used:
             require_room_for_keys(header, n_ctx, kv_type, description(handle), largest_tensor(handle))
         self.n_ctx_train = header.hparam("context_length")
@@ -142,6 +141,11 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         return min(self.n_ctx, self.n_ctx_train)
 
     @property
+    def occupancy(self) -> "Occupancy":
+        """How full it is now."""
+        return self._scheduler.occupancy
+
+    @property
     def template(self) -> "Template":
         """How the model is asked. Raises WeblabError where its file has a template of its own that cannot be used."""
         return self._prompts.template
@@ -150,6 +154,11 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
     def has_template(self) -> bool:
         """Whether the model was trained to follow instructions; a base model only continues text."""
         return "tokenizer.chat_template" in self.metadata
+
+    @property
+    def kv_settings(self) -> str:
+        """What else a saved KV state depends on."""
+        return state_key(*self._state_settings, self.adapters)
 
     @property
     def name(self) -> str:
@@ -309,6 +318,20 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         if 0 < len(ids) < self.longest_sequence:
             self._scheduler.read_ahead(ids)
 
+    def scale_adapters(self, scales: Sequence[float]) -> None:
+        """Compute from now on with `adapters` at these scales, one for each; 0 switches one off.
+
+        What the KV cache holds of earlier prompts is forgotten. Raises WeblabError while an answer is computed, and for
+        scales that are none or too few.
+        """
+        from weblab_local.llama.adapters import scaled
+
+        self._require_open()
+        adapters = scaled(self.adapters, scales)
+        if adapters:
+            self._scheduler.scale_adapters([adapter.scale for adapter in adapters])
+        self.adapters = adapters
+
     def chat(self, system: str | None = None, params: SamplingParams | None = None) -> "ChatSession":
         """A conversation with this model, of any number of them."""
         from weblab_local.chat.session import ChatSession
@@ -322,39 +345,14 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         options: PromptOptions,
         make: Callable[[Callable[[], None]], Any],
     ) -> tuple["Request", Any]:
-        from weblab_local.engine.request import Request
+        from weblab_local.engine.prompt_request import prompt_request
 
         self._require_open()
-        given = with_defaults(options)
-        raw, logprobs = given["raw"], given["logprobs"]
-        if logprobs is not None and not (isinstance(logprobs, int) and logprobs >= 0):
-            raise SamplingError(
-                _("logprobs should be a whole number from 0 on, and is {value!r}.").format(value=logprobs)
-            )
-        params = params or SamplingParams()
-        ids = self._prompts.of(prompt, given["context"], raw=raw, special=given["special"])
-        room = self.longest_sequence - len(ids)
-        if room < 1:
-            raise self._prompts.too_long(len(ids))
-        stops, stop_ids = ((), ()) if raw else (self.template.stops, self.template.stop_ids)
-        request: Request
 
-        def cancel() -> None:  # the generation has it, and through it this engine, which so is not closed before
+        def cancel(request: "Request") -> None:  # the generation has it, and through it this engine, which stays open
             self._scheduler.cancel(request)
 
-        generation = make(cancel)
-        request = Request(
-            prompt=ids,
-            params=params,
-            max_tokens=min(params.max_tokens, room),
-            stops=(*params.stop, *stops),
-            stop_ids=self._prompts.specials_among(params.stop).union(stop_ids),
-            n_logprobs=logprobs,
-            emit=generation.emit,
-            on_progress=given["on_progress"],
-            on_begin=generation.on_begin,
-        )
-        return request, generation
+        return prompt_request(self._prompts, prompt, params, options, cancel, make)
 
     def _refuse_to_wait(self) -> None:
         """Raise WeblabError where waiting for an answer would be waiting for oneself."""
@@ -369,6 +367,10 @@ class Engine(Uncopyable, AbstractContextManager["Engine"]):
         if len(ids) + room > self.longest_sequence:
             raise self._prompts.too_long(len(ids))
         return ids
+
+    def require_room(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Raise SamplingError where not even the shortest answer that `params` allow fits behind a prompt's ids."""
+        self._prompts.budget(params, min(params.max_tokens, self.longest_sequence - len(prompt)))
 
     def _require_open(self) -> None:
         if self._closed:

@@ -51,9 +51,14 @@ class KvCache:
         return any(not sequence.in_use for sequence in self.sequences)
 
     @property
+    def n_used(self) -> int:
+        """Cells that hold something, of requests or of idle sequences."""
+        return len(self._n_holders)
+
+    @property
     def n_free(self) -> int:
         """Cells that hold nothing."""
-        return self._n_ctx - len(self._n_holders)
+        return self._n_ctx - self.n_used
 
     @property
     def n_obtainable(self) -> int:
@@ -122,6 +127,11 @@ class KvCache:
                 del self._n_holders[cell]
         del sequence.tokens[start:], sequence.cells[start:]
 
+    def clear(self) -> None:
+        """Forget what idle sequences have."""
+        for sequence in self._idle:
+            self.forget(sequence)
+
     def save(self, ids: Sequence[int], path: Path) -> int:
         """How many of `ids` an idle sequence has; their state is written to `path`, where it has any.
 
@@ -140,8 +150,7 @@ class KvCache:
         idle = self._idle
         if not idle or self.n_obtainable < len(ids):
             return False
-        for sequence in idle:
-            self.forget(sequence)
+        self.clear()
         if not self._context.restore_sequence(idle[0].index, state, len(ids)):
             self.forget(idle[0])
             return False

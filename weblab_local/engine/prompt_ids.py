@@ -6,10 +6,14 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from weblab_local.engine.prompt import too_long
+from weblab_local.engine.sampling import SamplingParams
 from weblab_local.engine.template import Template, template_of
+from weblab_local.engine.token_budget import TokenBudget
 from weblab_local.engine.users import Users
-from weblab_local.errors import PromptError, PromptTooLong
+from weblab_local.errors import PromptError, PromptTooLong, SamplingError
+from weblab_local.grammar.nodes import read_grammar
 from weblab_local.i18n import _
+from weblab_local.llama.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from weblab_local.llama.tokenizer import Tokenizer
@@ -23,7 +27,7 @@ class PromptIds:
         self._tokenizer = tokenizer
         self._metadata = metadata
         self._n_vocab = len(tokenizer.pieces)
-        self._longest = longest
+        self.longest = longest
         self._can_grow = can_grow
         self.users = Users()
 
@@ -31,6 +35,28 @@ class PromptIds:
     def template(self) -> Template:
         """The model's. Raises WeblabError for one that cannot be used."""
         return template_of(self._metadata, self._tokenizer)
+
+    def budget(self, params: SamplingParams, max_tokens: int) -> TokenBudget | None:
+        """What brings an answer with a JSON schema to its end within `max_tokens`; None for others.
+
+        Raises SamplingError where not even the shortest one fits.
+        """
+        gbnf = None if params.json_schema is None else params.gbnf()
+        if gbnf is None or not self._segmentation.has_all_bytes:
+            return None
+        budget = TokenBudget(read_grammar(gbnf), self._segmentation, self._tokenizer.end)
+        if max_tokens < budget.n_least:
+            raise SamplingError(
+                _(
+                    "The shortest answer that the JSON schema allows has {n} tokens, and there are {most} for it."
+                ).format(n=budget.n_least, most=max_tokens),
+                _("Raise max_tokens, shorten the prompt, or allow shorter answers."),
+            )
+        return budget
+
+    @cached_property
+    def _segmentation(self) -> Segmentation:
+        return Segmentation(self._tokenizer.pieces)
 
     def tokenize(self, text: str, limit: int | None = None, *, special: bool = False) -> list[int]:
         """The ids of `text`; with `special`, those of the special tokens in it. Raises PromptTooLong beyond `limit`."""
@@ -75,7 +101,7 @@ class PromptIds:
             try:
                 text = prompt if raw else self.template.prompt(prompt, context)
                 has_specials = special if raw else self.template.has_specials
-                ids = self.tokenize(text, self._longest, special=has_specials)
+                ids = self.tokenize(text, self.longest, special=has_specials)
             except PromptTooLong:
                 raise self.too_long() from None
         if not ids:
@@ -84,4 +110,4 @@ class PromptIds:
 
     def too_long(self, n_tokens: int | None = None) -> PromptTooLong:
         """The error for a prompt of `n_tokens`; None: of more than fit, which nobody counted."""
-        return too_long(n_tokens, self._longest, can_grow=self._can_grow)
+        return too_long(n_tokens, self.longest, can_grow=self._can_grow)

@@ -13,6 +13,7 @@ from weblab_local.engine.logprobs import token_logprob
 from weblab_local.engine.sampler import Sampler
 from weblab_local.engine.sampling import SamplingParams
 from weblab_local.engine.stopping import StopFilter
+from weblab_local.engine.token_budget import TokenBudget
 from weblab_local.llama.context import BatchToken
 from weblab_local.llama.tokenizer import TextStream
 
@@ -24,6 +25,8 @@ processor from the threads that compute."""
 @dataclass(eq=False)
 class Request:
     """What a caller wants. `max_tokens` fits the context; `on_progress` gets (prompt tokens done, in all).
+
+    With a `budget` the answer is brought to its end within `max_tokens`.
 
     `stop_ids` are of stop strings that are special tokens, which have no text that could be compared.
 
@@ -40,6 +43,7 @@ class Request:
     stops: Sequence[str] = ()
     stop_ids: Collection[int] = ()
     n_logprobs: int | None = None
+    budget: TokenBudget | None = None
     emit: Emit = field(default=lambda _event: None)
     on_progress: Callable[[int, int], None] | None = None
     continuation: Sequence[int] = ()
@@ -141,7 +145,9 @@ class RunningRequest:
         self.unsent_text += text
         if self.stopped:
             return "stop"
-        return "length" if self.generated >= self.request.max_tokens else None
+        if self.n_left > 0:
+            return None
+        return "stop" if self.sampler.is_complete else "length"
 
     def score(self, tokens: Sequence[int], first: int, logits: Callable[[int], NDArray[np.float32]]) -> None:
         """Take note of how likely what follows each of these computed `tokens` is, where that is of the continuation.

@@ -10,6 +10,7 @@ to write before it goes on: it is not preempted again after a few tokens.
 
 from bisect import insort
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from weblab_local.engine.drafts import Drafts, Part
 from weblab_local.engine.kv_cache import KvCache, common_prefix
@@ -26,6 +27,13 @@ AHEAD = 8
 """Tokens of a step that only reads ahead: who comes now waits for no more, or throws no more away."""
 
 
+class Occupancy(NamedTuple):
+    """How full an engine is: KV cells that hold something, and requests that were preempted and wait to go on."""
+
+    n_cells: int
+    n_preempted: int
+
+
 class Roster:
     """The requests that have a sequence, in the order in which they got it, and those that gave it up."""
 
@@ -37,6 +45,11 @@ class Roster:
         self.drafts = drafts
         self._cache = cache
         self._n_batch = n_batch
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How full it is now. Any thread may ask."""
+        return Occupancy(self._cache.n_used, len(self.preempted))
 
     def fits(self, request: Request) -> bool:
         """Whether a new request can be admitted now."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weblab_local.engine.sampling import MAX_SEED, SamplingParams
+from weblab_local.engine.sampling import MAX_SEED, MAX_TOP_K, SamplingParams
 from weblab_local.errors import SamplingError
 from weblab_local.i18n import _
 from weblab_local.llama.sampler_chain import SamplerChain
@@ -21,6 +21,7 @@ from weblab_local.llama.token_prefixes import TokenPrefixes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from weblab_local.engine.token_budget import TokenBudget
     from weblab_local.llama.context import Context
 
 LEAST_TRIED, TRIED_TIMES = 64, 4
@@ -37,10 +38,12 @@ class Sampler:
         prompt: Sequence[int],
         n_ctx: int,
         prefixes: TokenPrefixes | None = None,
+        budget: "TokenBudget | None" = None,
     ) -> None:
         """Build the chains. `prompt`'s tokens count for the repeat penalty. SamplingError for a grammar's errors.
 
-        `prefixes` are the vocabulary's, where they are there already; only a grammar needs them.
+        `prefixes` are the vocabulary's, where they are there already; only a grammar needs them. A grammar's answer
+        with a `budget` comes to its end in it.
         """
         gbnf = params.gbnf()
         has_penalty = params.repeat_penalty != 1 or bool(params.presence_penalty or params.frequency_penalty)
@@ -51,6 +54,7 @@ class Sampler:
         self._n_wanted = 1 if params.is_greedy else params.top_k
         """So many of the likeliest allowed tokens are all that the choice looks at; 0: at all of them."""
         self._prefixes = prefixes
+        self._budget = budget
         self._vocab = vocab
         self._chain = SamplerChain(vocab)
         self._grammar: SamplerChain | None = None
@@ -85,28 +89,36 @@ class Sampler:
             self._chain.add_min_p(params.min_p)
         self._chain.add_draw(secrets.randbelow(MAX_SEED) if params.seed is None else params.seed)
 
-    def sample(self, context: "Context", index: int) -> int:
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer may end here, as far as there is a budget to tell."""
+        return self._budget is not None and self._budget.is_complete
+
+    def sample(self, context: "Context", index: int, n_left: int) -> int:
         """Choose a token from the logits of `context`'s batch entry `index`, and take note of it for the next.
 
-        Raises SamplingError when the grammar and logit_bias leave no token at all.
+        It is the first of `n_left` that the answer may still have. Raises SamplingError when the grammar and logit_bias
+        leave no token at all.
         """
         if self._only_largest:
             return self._largest(context.logits(index))
         if self._grammar is None and not self._may_run_dry:
             return self._chain.sample(context, index)
-        array = self._applied(context.logits(index))
+        array = self._applied(context.logits(index), n_left)
         chosen = array.data[array.selected]
         # llama.cpp would choose a forbidden token all the same, and a grammar that has to accept one ends the process.
         _require_allowed(chosen.logit)
         for chain in self._chains:
             chain.accept(chosen.id)
+        if self._budget is not None:
+            self._budget.take(chosen.id)
         return int(chosen.id)
 
     @property
     def _chains(self) -> list[SamplerChain]:
         return [chain for chain in (self._grammar, self._logits, self._chain) if chain is not None]
 
-    def _applied(self, logits: "Sequence[float] | NDArray[np.float32]") -> Any:
+    def _applied(self, logits: "Sequence[float] | NDArray[np.float32]", n_left: int) -> Any:
         """What is left of all tokens with these logits, as llama.cpp's llama_token_data_array."""
         if self._grammar is None or self._logits is None:
             return self._chain.apply(logits)
@@ -114,24 +126,35 @@ class Sampler:
         ids = self._allowed(self._grammar, adjusted)
         if not len(ids):
             raise _no_token_left()
+        array = self._chain.apply(adjusted[ids], ids)
+        if self._budget is None or self._budget.allows(array.data[array.selected].id, n_left):
+            return array
+        ids = self._that_end(self._grammar, adjusted, self._budget, n_left)
         return self._chain.apply(adjusted[ids], ids)
+
+    def _that_end(
+        self, grammar: SamplerChain, logits: "NDArray[np.float32]", budget: "TokenBudget", n_left: int
+    ) -> "NDArray[np.int64]":
+        """Of the likeliest tokens that the grammar allows those after which the answer can be ended in `n_left`.
+
+        The next token of its shortest end is one of them.
+        """
+        likeliest = _likeliest(logits, min(LEAST_TRIED, len(logits) - 1))
+        allowed = likeliest[_accepted(grammar, likeliest)]
+        return np.array(sorted({budget.way_out(), *(token for token in allowed if budget.allows(token, n_left))}))
 
     def _allowed(self, grammar: SamplerChain, logits: "NDArray[np.float32]") -> "NDArray[np.int64]":
         """The tokens that the grammar allows; of many only the likeliest, where the choice looks at no others."""
 
-        def accepts(ids: "NDArray[np.int64]") -> "NDArray[np.bool_]":
-            return grammar.adjusted(np.zeros(len(ids), np.float32), ids) > -math.inf
-
         n_tried = max(LEAST_TRIED, TRIED_TIMES * self._n_wanted)
         if self._n_wanted and n_tried < len(logits):
-            likeliest = np.argpartition(-logits, n_tried)[:n_tried]
-            likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
-            allowed = likeliest[accepts(likeliest)]
+            likeliest = _likeliest(logits, n_tried)
+            allowed = likeliest[_accepted(grammar, likeliest)]
             if len(allowed) >= self._n_wanted:
                 return allowed[: self._n_wanted]
         if self._prefixes is None:
             self._prefixes = TokenPrefixes(self._vocab)
-        return self._prefixes.accepted(accepts)
+        return self._prefixes.accepted(lambda ids: _accepted(grammar, ids))
 
     def _largest(self, logits: "NDArray[np.float32]") -> int:
         if self._bias:
@@ -142,9 +165,9 @@ class Sampler:
         _require_allowed(logits[token])
         return token
 
-    def apply(self, logits: Sequence[float]) -> dict[int, float]:
+    def apply(self, logits: Sequence[float], n_left: int = MAX_TOP_K) -> dict[int, float]:
         """The tokens that are left for a draw from these logits (n_vocab), with their probabilities."""
-        array = self._applied(logits)
+        array = self._applied(logits, n_left)
         left = [array.data[i] for i in range(array.size)]
         peak = max(token.logit for token in left)
         weights = {int(token.id): math.exp(token.logit - peak) for token in left}
@@ -155,6 +178,16 @@ class Sampler:
         """Free the chains with their samplers."""
         for chain in self._chains:
             chain.close()
+
+
+def _likeliest(logits: "NDArray[np.float32]", n: int) -> "NDArray[np.int64]":
+    """The `n` tokens with the largest logits, these first; there are more than `n`."""
+    likeliest = np.argpartition(-logits, n)[:n]
+    return likeliest[np.argsort(-logits[likeliest], kind="stable")]
+
+
+def _accepted(grammar: SamplerChain, ids: "NDArray[np.int64]") -> "NDArray[np.bool_]":
+    return grammar.adjusted(np.zeros(len(ids), np.float32), ids) > -math.inf
 
 
 def _require_allowed(logit: float) -> None:

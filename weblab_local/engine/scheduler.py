@@ -18,21 +18,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from weblab_local.engine.choosing import Choosing
 from weblab_local.engine.drafts import Drafts, Part
 from weblab_local.engine.generation import Chunk, FinishReason, Stats
 from weblab_local.engine.kv_cache import KvCache, KvSequence, common_prefix
-from weblab_local.engine.logprobs import token_logprob
 from weblab_local.engine.pacing import Pacing
 from weblab_local.engine.request import Request, RunningRequest
-from weblab_local.engine.roster import Roster
-from weblab_local.engine.sampler import Sampler
+from weblab_local.engine.roster import Occupancy, Roster
 from weblab_local.engine.sampling import SamplingParams
 from weblab_local.engine.users import closed_error
 from weblab_local.errors import ForkedError, WeblabError
 from weblab_local.i18n import _
 from weblab_local.llama import forks
 from weblab_local.llama.context import BatchToken, Context, Model
-from weblab_local.llama.token_prefixes import TokenPrefixes
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +64,9 @@ class Scheduler:
     ) -> None:
         self._model = model
         self._context = context
-        self._n_ctx = n_ctx
         self._cache = KvCache(context, n_ctx=n_ctx, n_parallel=n_parallel)
         self._roster = Roster(self._cache, n_batch, Pacing(can_abort=can_abort), drafts)
+        self._choosing = Choosing(model, context, self._cache, n_ctx)
         self._running = self._roster.running
         self._waiting: deque[Request] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -79,7 +77,6 @@ class Scheduler:
         """What has tokens in the batch that is being decoded."""
         self._ahead: list[Request] = []
         """What reads ahead, if anything does."""
-        self._token_prefixes: TokenPrefixes | None = None
         self._closed = self._abandoned = self._ended = False
         _schedulers.add(self)
         self._thread = threading.Thread(target=self._run, name="weblab-local engine", daemon=True)
@@ -138,6 +135,29 @@ class Scheduler:
             self._changed.notify()
         return future.result()
 
+    def scale_adapters(self, scales: Sequence[float]) -> None:
+        """Compute with the model's adapters at these scales, and forget all that was computed with others.
+
+        What reads ahead ends for it. Raises WeblabError while an answer is computed, half of it with other scales.
+        """
+
+        def change() -> None:
+            for ahead in self._ahead:
+                self.cancel(ahead)
+            self._drop_cancelled()
+            if self._running or self._roster.preempted:
+                raise WeblabError(
+                    _("An answer is being computed with the adapters as they are."),
+                    _("Change them when it has ended, or cancel it."),
+                )
+            self._model.adapters = [
+                (handle, scale) for (handle, _scale), scale in zip(self._model.adapters, scales, strict=True)
+            ]
+            self._context.set_adapters(*zip(*self._model.adapters, strict=True))
+            self._cache.clear()
+
+        self.call(change)
+
     def save_prefix(self, ids: Sequence[int], path: Path) -> int:
         """How many of `ids` an idle sequence has in its KV cells; their state is written to `path`, if it has any."""
         return self.call(lambda: self._cache.save(ids, path))
@@ -145,6 +165,11 @@ class Scheduler:
     def restore_prefix(self, ids: Sequence[int], state: bytes | memoryview) -> bool:
         """Put a state that `save_prefix` wrote back into the KV cache, if an idle sequence and room are there."""
         return self.call(lambda: self._cache.restore(ids, state))
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How full the engine is now."""
+        return self._roster.occupancy
 
     def refuse_worker(self, message: str) -> None:
         """Raise WeblabError with `message` on the worker thread, where a callback would wait for itself."""
@@ -285,19 +310,13 @@ class Scheduler:
 
     def _begin(self, request: Request, sequence: KvSequence) -> None:
         try:
-            sampler = Sampler(request.params, self._model.vocab, request.prompt, self._n_ctx, self._prefixes(request))
+            sampler = self._choosing.sampler(request)
         except Exception as error:  # the request's own: one that went further would end all others
             self._cache.release(sequence)
             request.emit(error)
             return
         self._roster.add(RunningRequest(request, sequence, len(sequence.tokens), sampler))
         request.on_begin()
-
-    def _prefixes(self, request: Request) -> TokenPrefixes | None:
-        """What a grammar's sampler needs of the vocabulary, made when the first one comes."""
-        if self._token_prefixes is None and request.params.gbnf() is not None:
-            self._token_prefixes = TokenPrefixes(self._model.vocab)
-        return self._token_prefixes
 
     def _decode(self, parts: Sequence[Part], batch: Sequence[BatchToken]) -> bool:
         """Compute the batch; False when it was aborted or failed, and nothing of it is kept."""
@@ -330,7 +349,7 @@ class Scheduler:
         """Take note of computed tokens and, where the logits are there, choose the next."""
         try:
             if not running.in_prefill:
-                self._choose(running, first, tokens)
+                self._go_on(running, self._choosing.choose(running, first, tokens))
                 return
             self._cache.append(running.sequence, tokens)
             if running.pending:  # it goes on after a preemption: what it has read again, it wrote before
@@ -348,41 +367,13 @@ class Scheduler:
             if running.request.reads_ahead or running.request.continuation:
                 self._finish(running, "stop")
             else:
-                self._choose(running, first + len(tokens) - 1)
+                self._go_on(running, self._choosing.choose(running, first + len(tokens) - 1))
         except BaseException as error:  # a callback of the caller's, or a grammar that nothing fits
             self._end(running, error)
 
-    def _choose(self, running: RunningRequest, index: int, computed: Sequence[int] = ()) -> None:
-        """Choose a token from the logits at `index`, and for as long as it is the draft's one from the next logits too.
-
-        `computed` are the token before it and its draft. What follows the last choice is forgotten again.
-        """
-        n_chosen, unsent, reason = 0, len(running.unsent_text), None
-        try:
-            for drafted in (*computed[1:], None):
-                n_chosen += 1
-                token = running.sampler.sample(self._context, index + n_chosen - 1)
-                reason = self._take(running, token, index + n_chosen - 1)
-                if reason is not None or token != drafted:
-                    break
-        finally:
-            self._cache.append(running.sequence, computed[:n_chosen])
-            if n_chosen < len(computed):
-                self._context.forget(running.sequence.index, len(running.sequence.tokens))
-            running.drafted += max(len(computed) - 1, 0)
-            running.accepted += n_chosen - 1
-            if reason is None and len(running.unsent_text) > unsent:
-                running.send()
+    def _go_on(self, running: RunningRequest, reason: FinishReason | None) -> None:
         if reason is not None:
             self._finish(running, reason)
-
-    def _take(self, running: RunningRequest, token: int, index: int) -> FinishReason | None:
-        """Add a chosen token to the answer; why the answer ends there, if it does."""
-        if self._model.is_end(token) or token in running.request.stop_ids:
-            return "stop"
-        n_top = running.request.n_logprobs
-        logprob = None if n_top is None else token_logprob(self._context.logits(index), token, n_top)
-        return running.add(token, self._model.tokenizer.pieces[token], logprob)
 
     def _finish(self, running: RunningRequest, reason: FinishReason) -> None:
         """The answer's end, with what was held back."""

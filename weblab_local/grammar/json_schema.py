@@ -9,13 +9,16 @@ compares every token with all places in it where the answer can be.
 """
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 from weblab_local.grammar.literals import choice, literal
+from weblab_local.grammar.nodes import read_grammar
 from weblab_local.grammar.number_ranges import alternatives
 from weblab_local.grammar.schema_keywords import (
     ANNOTATIONS,
@@ -27,6 +30,7 @@ from weblab_local.grammar.schema_keywords import (
     length_bounds,
     list_of,
     listed_values,
+    shortened,
     shown,
 )
 from weblab_local.i18n import _
@@ -77,8 +81,12 @@ def grammar(schema: str) -> str:
     if root == {}:
         root = {"type": "object"}
     rules = _Rules(root)
-    first = rules.add(root, 0)
-    return "\n".join([f"root ::= {first}", *(f"{name} ::= {rule}" for name, rule in rules.rules.items())]) + TERMINALS
+    first = rules.add(root, 0, "#")
+    lines = [f"root ::= {first}", *(f"{name} ::= {rule}" for name, rule in rules.rules.items())]
+    gbnf = "\n".join(lines) + TERMINALS
+    if math.isinf(read_grammar(gbnf).cost):
+        raise SchemaError(_("nothing that comes to an end fits it: it requires itself within itself"))
+    return gbnf
 
 
 class _Rules:
@@ -88,11 +96,19 @@ class _Rules:
         self.rules: dict[str, str] = {}
         self._root = root
         self._of_reference: dict[str, str] = {}
-        self._parts = 0
+        self._sizes: Counter[str] = Counter()
+        """By place, how many schemas, properties and values it has itself."""
 
-    def add(self, schema: Any, depth: int) -> str:
-        """The name of the rule for `schema`."""
-        self._count(1)
+    def add(self, schema: Any, depth: int, where: str) -> str:
+        """The name of the rule for `schema`, which is `where` in the whole. Raises SchemaError that says where."""
+        try:
+            return self._added(schema, depth, where)
+        except SchemaError as error:
+            error.where = error.where or where
+            raise
+
+    def _added(self, schema: Any, depth: int, where: str) -> str:
+        self._count(1, where)
         if depth > MAX_DEPTH:
             raise SchemaError(_("it is nested more than {most} deep").format(most=MAX_DEPTH))
         if schema is True or schema == {}:
@@ -104,13 +120,18 @@ class _Rules:
             return self._referred(schema["$ref"], depth)
         name = f"r{len(self.rules)}"
         self.rules[name] = ""
-        self.rules[name] = self._rule(schema, name, depth + 1)
+        self.rules[name] = self._rule(schema, name, depth + 1, where)
         return name
 
-    def _count(self, n: int) -> None:
-        self._parts += n
-        if self._parts > MAX_PARTS:
-            raise SchemaError(_("it has more than {most} schemas, properties and values").format(most=MAX_PARTS))
+    def _count(self, n: int, where: str) -> None:
+        self._sizes[where] += n
+        if self._sizes.total() > MAX_PARTS:
+            ((largest, size),) = self._sizes.most_common(1)
+            raise SchemaError(
+                _("it has more than {most} schemas, properties and values, {n} of them in {where}").format(
+                    most=MAX_PARTS, n=size, where=shortened(largest)
+                )
+            )
 
     def _referred(self, reference: Any, depth: int) -> str:
         target = self._target(reference)
@@ -118,7 +139,7 @@ class _Rules:
         if known is None:
             known = self._of_reference[reference] = f"r{len(self.rules)}"
             self.rules[known] = ""
-            self.rules[known] = self.add(target, depth + 1)
+            self.rules[known] = self.add(target, depth + 1, reference)
         return known
 
     def _target(self, reference: Any) -> Any:
@@ -139,14 +160,16 @@ class _Rules:
                 raise SchemaError(_("there is no {reference} in it").format(reference=reference))
         return target
 
-    def _rule(self, schema: Mapping[str, Any], name: str, depth: int) -> str:
+    def _rule(self, schema: Mapping[str, Any], name: str, depth: int, where: str) -> str:
         for key in sorted(UNSUPPORTED & schema.keys()):
             raise SchemaError(_("{keyword} cannot be kept by a grammar").format(keyword=key))
         if schema.get("uniqueItems") is True:
             raise SchemaError(_("{keyword} cannot be kept by a grammar").format(keyword="uniqueItems"))
         if "$ref" in schema:
             alone = {"$ref": schema["$ref"]}
-            return self.add({"allOf": [alone, {key: one for key, one in schema.items() if key != "$ref"}]}, depth)
+            return self.add(
+                {"allOf": [alone, {key: one for key, one in schema.items() if key != "$ref"}]}, depth, where
+            )
         for key in ("anyOf", "oneOf"):
             if key in schema:
                 if len(list_of(schema, key)) > MAX_BRANCHES:
@@ -156,12 +179,12 @@ class _Rules:
                 parts = [_together(schema, key, one) for one in list_of(schema, key)]
                 if key == "oneOf":
                     self._require_apart(parts)
-                return " | ".join(self.add(one, depth) for one in parts)
+                return " | ".join(self.add(one, depth, f"{where}/{key}/{i}") for i, one in enumerate(parts))
         if "allOf" in schema:
-            return self.add(self._all_of(schema), depth)
+            return self.add(self._all_of(schema, where), depth, where)
         if "const" in schema or "enum" in schema:
             values = listed_values(schema)
-            self._count(len(values))
+            self._count(len(values), where)
             return choice([_text(value) for value in values])
         kinds = schema.get("type", implied_type(schema))
         if kinds is None:
@@ -170,23 +193,23 @@ class _Rules:
             kinds = [kinds]
         if not isinstance(kinds, list) or not kinds or not set(map(str, kinds)) <= set(TYPES):
             raise SchemaError(_("{value} is no type").format(value=shown(kinds)))
-        return " | ".join(self._typed(schema, kind, name, depth) for kind in kinds)
+        return " | ".join(self._typed(schema, kind, name, depth, where) for kind in kinds)
 
-    def _typed(self, schema: Mapping[str, Any], kind: str, name: str, depth: int) -> str:
+    def _typed(self, schema: Mapping[str, Any], kind: str, name: str, depth: int, where: str) -> str:
         if kind == "object":
-            return self._object(schema, name, depth)
+            return self._object(schema, name, depth, where)
         if kind == "array":
-            return self._array(schema, name, depth)
+            return self._array(schema, name, depth, where)
         if kind == "string":
             return _string(schema)
         if kind in ("number", "integer"):
             return _number(schema, kind)
         return kind
 
-    def _all_of(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _all_of(self, schema: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         """The schemas of allOf as one: their properties together; else each may only say what no other says."""
         merged = {key: value for key, value in schema.items() if key != "allOf"}
-        self._count(len(list_of(schema, "allOf")))
+        self._count(len(list_of(schema, "allOf")), where)
         parts = [self._resolved(part) for part in list_of(schema, "allOf")]
         closed = [part for part in (merged, *parts) if part.get("additionalProperties", True) is not True]
         if closed and sum("properties" in part for part in (merged, *parts)) > 1:
@@ -225,7 +248,7 @@ class _Rules:
                 if not apart(one, other):
                     raise SchemaError(_("a value may fit several schemas of oneOf; anyOf allows that"))
 
-    def _object(self, schema: Mapping[str, Any], name: str, depth: int) -> str:
+    def _object(self, schema: Mapping[str, Any], name: str, depth: int, where: str) -> str:
         properties = schema.get("properties", {})
         required = schema.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
@@ -238,17 +261,18 @@ class _Rules:
                     raise SchemaError(_("it requires {name}, which it does not have").format(name=shown(key)))
                 properties[key] = additional
         if not properties:
-            return '"{" space "}"' if additional is False else self._map(additional, depth)
-        pairs = [f'{literal(_text(key))} ":" space {self.add(one, depth)} space' for key, one in properties.items()]
+            return '"{" space "}"' if additional is False else self._map(additional, depth, where)
+        rules = [self.add(one, depth, f"{where}/properties/{key}") for key, one in properties.items()]
+        pairs = [f'{literal(_text(key))} ":" space {rule} space' for key, rule in zip(properties, rules, strict=True)]
         optional = [key not in required for key in properties]
         if sum(optional) > MAX_OPTIONAL:
             raise SchemaError(_("more than {most} properties of an object may be absent").format(most=MAX_OPTIONAL))
         return '"{" space ' + self._in_order(name, pairs, optional) + ' "}"'
 
-    def _map(self, values: Any, depth: int) -> str:
+    def _map(self, values: Any, depth: int, where: str) -> str:
         if values is True:
             return "object"
-        pair = f'string ":" space {self.add(values, depth)} space'
+        pair = f'string ":" space {self.add(values, depth, f"{where}/additionalProperties")} space'
         return f'"{{" space ({pair} ("," space {pair})*)? "}}"'
 
     def _in_order(self, name: str, pairs: Sequence[str], optional: Sequence[bool]) -> str:
@@ -271,7 +295,7 @@ class _Rules:
                 break
         return f"{name}-first0"
 
-    def _array(self, schema: Mapping[str, Any], name: str, depth: int) -> str:
+    def _array(self, schema: Mapping[str, Any], name: str, depth: int, where: str) -> str:
         least, most = length_bounds(schema, "minItems", "maxItems")
         first = schema.get("prefixItems", [])
         items = schema.get("items", True)
@@ -283,10 +307,10 @@ class _Rules:
             most = min(len(first), len(first) if most is None else most)
         if len(first) > MAX_DEPTH:
             raise SchemaError(_("it is nested more than {most} deep").format(most=MAX_DEPTH))
-        rules = [self.add(one, depth) for one in first[:most]]
+        rules = [self.add(one, depth, f"{where}/prefixItems/{i}") for i, one in enumerate(first[:most])]
         if len(rules) == most:
             return '"[" space ' + _list_rule(rules, "", least) + ' "]"'
-        item, further = f"{self.add(items, depth)} space", f"{name}-further"
+        item, further = f"{self.add(items, depth, f'{where}/items')} space", f"{name}-further"
         self.rules[further] = f'"," space {item}'
         low, high = max(least - len(rules), 0), None if most is None else most - len(rules)
         if rules:

@@ -27,7 +27,15 @@ ANNOTATIONS = frozenset(
 
 
 class SchemaError(ValueError):
-    """A schema that cannot be turned into a grammar; the message is for a person."""
+    """A schema that cannot be turned into a grammar; the message is for a person, and says `where` in it that is."""
+
+    where = ""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if len(self.where) < 2:
+            return message
+        return _("{message} (at {where})").format(message=message, where=shortened(self.where))
 
 
 def length_bounds(schema: Mapping[str, Any], least: str, most: str) -> tuple[int, int | None]:
@@ -111,5 +119,9 @@ def list_of(schema: Mapping[str, Any], key: str) -> list[Any]:
 
 def shown(value: Any) -> str:
     """The beginning of a value's JSON, for a message."""
-    text = json.dumps(value, ensure_ascii=False)
+    return shortened(json.dumps(value, ensure_ascii=False))
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, for a message."""
     return text if len(text) <= 60 else text[:57] + "..."

@@ -7,7 +7,8 @@ llama-adapter.cpp (`llama_adapter_lora_init_impl`); it ends the process where a 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 from weblab_local.errors import ModelFileError, WeblabError
@@ -58,9 +59,24 @@ def adapter_bytes(adapters: Sequence[Adapter]) -> Mapping[str, int]:
     return total
 
 
-def _opened(path: Path, scale: float, model: Header) -> Adapter:
-    if not math.isfinite(scale):
+def scaled(adapters: Sequence[Adapter], scales: Sequence[float]) -> list[Adapter]:
+    """The same adapters at other scales, one for each. Raises WeblabError for a scale that is none, and for too few."""
+    if len(scales) != len(adapters):
+        raise WeblabError(
+            _("There are {n} adapters, and {given} scales were given.").format(n=len(adapters), given=len(scales)),
+            _("Give one for each, in the order of engine.adapters; 0 switches an adapter off."),
+        )
+    return [replace(adapter, scale=_number(scale)) for adapter, scale in zip(adapters, scales, strict=True)]
+
+
+def _number(scale: float) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
         raise WeblabError(_("The scale of an adapter is a number, not {scale}.").format(scale=scale))
+    return float(scale)
+
+
+def _opened(path: Path, scale: float, model: Header) -> Adapter:
+    scale = _number(scale)
     header = read_header(path)
     found = {key: header.metadata.get(key) for key in _KEYS}
     if found["general.type"] != "adapter" or found["adapter.type"] != "lora":

@@ -184,10 +184,7 @@ class Context:
                 _("Use a smaller n_ctx, or kv_type q8_0."),
             )
         if model.adapters:
-            handles, scales = zip(*model.adapters, strict=True)
-            n = len(handles)
-            pointers = (lib.llama_adapter_lora_p_ctypes * n)(*handles)
-            lib.llama_set_adapters_lora(self._handle, pointers, n, (ctypes.c_float * n)(*scales))
+            self.set_adapters(*zip(*model.adapters, strict=True))
         self._cleanup = ExitStack()
         self.n_batch = n_batch
         self._n_vocab = model.n_vocab
@@ -212,6 +209,12 @@ class Context:
         callback = ctypes.cast(libc.strlen, lib.ggml_abort_callback)
         lib.llama_set_abort_callback(self._handle, callback, ctypes.cast(self._abort_flag, ctypes.c_void_p))
         self._keep = (libc, callback)
+
+    def set_adapters(self, handles: Sequence[Any], scales: Sequence[float]) -> None:
+        """Compute with these adapters of the model from now on. What is in the KV cache was computed with others."""
+        n = len(handles)
+        pointers = (lib.llama_adapter_lora_p_ctypes * n)(*handles)
+        lib.llama_set_adapters_lora(self._handle, pointers, n, (ctypes.c_float * n)(*scales))
 
     def abort(self) -> None:
         """Make the decode that is running, or the next one, end soon and give back False. From any thread."""

@@ -37,6 +37,8 @@ class Tokenizer:
         n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
         self.pieces = tuple(piece(vocab, token) for token in range(n_vocab))
         """The bytes that each token stands for; none for a special token."""
+        self.end = int(llama_cpp.llama_vocab_eos(vocab))
+        """The token that ends a text."""
         attributes = [llama_cpp.llama_vocab_get_attr(vocab, token) for token in range(n_vocab)]
         self.specials = {
             llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace"): token

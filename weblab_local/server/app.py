@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive
+from starlette.types import ASGIApp
 
 import weblab_local
 from weblab_local.engine.engine import Engine
@@ -20,7 +20,7 @@ from weblab_local.models.attribution import attribution
 from weblab_local.server.chat_completions import ChatCompletionRun
 from weblab_local.server.completions import TextCompletionRun
 from weblab_local.server.config import ServerConfig
-from weblab_local.server.connection import EventStream, while_connected
+from weblab_local.server.connection import EventStream, answered
 from weblab_local.server.desktop.routes import Desktop, desktop_routes
 from weblab_local.server.errors import ApiError, ErrorResponse, api_error, validation_error
 from weblab_local.server.guard import CLIENT_LEFT, Guard
@@ -125,14 +125,14 @@ def _api(current: CurrentState) -> APIRouter:
     @router.post("/chat/completions", response_model=ChatCompletion, responses=_STREAMS)
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Any:
         """The next answer in a conversation; with `stream` as server-sent events."""
-        run = await while_connected(request.receive, ChatCompletionRun.prepare(current(), body))
-        return await _answer(run, body.stream, request.receive)
+        run = await answered(request, ChatCompletionRun.prepare(current(), body))
+        return await _answer(request, run, body.stream)
 
     @router.post("/completions", response_model=TextCompletion, responses=_STREAMS)
     async def completions(body: CompletionRequest, request: Request) -> Any:
         """What comes after a text; with `stream` as server-sent events."""
-        run = await while_connected(request.receive, TextCompletionRun.prepare(current(), body))
-        return await _answer(run, body.stream, request.receive)
+        run = await answered(request, TextCompletionRun.prepare(current(), body))
+        return await _answer(request, run, body.stream)
 
     @router.post("/read_ahead", status_code=204)
     async def read_ahead(body: ReadAheadRequest) -> None:
@@ -170,12 +170,12 @@ def _metrics(current: CurrentState) -> APIRouter:
     return router
 
 
-async def _answer(run: ChatCompletionRun | TextCompletionRun, stream: bool, receive: Receive) -> Any:
+async def _answer(request: Request, run: ChatCompletionRun | TextCompletionRun, stream: bool) -> Any:
     """Return the whole answer, or a response that streams it; its places are free when that has ended."""
     if stream:
         return EventStream(run.stream(), run.generated, run.places)
     with run.places:
-        return await while_connected(receive, run.whole())
+        return await answered(request, run.whole())
 
 
 def _card(state: ServerState, name: str) -> ModelCard:

@@ -31,16 +31,10 @@ class ChatCompletionRun(CompletionRun):
     def __init__(
         self, state: ServerState, body: ChatCompletionRequest, conversation: Conversation, ignored: Sequence[str]
     ) -> None:
-        """Raises SamplingError for parameters that cannot be."""
-        choices = [
-            Choice(
-                conversation.prompt_ids,
-                body.sampling_params(choice, conversation.max_tokens, body.answer_schema),
-                raw=False,
-                n_logprobs=body.n_logprobs,
-            )
-            for choice in range(body.n)
-        ]
+        """Raises SamplingError for parameters that cannot be, and where they leave no room for any answer."""
+        params = [body.sampling_params(n, conversation.max_tokens, body.answer_schema) for n in range(body.n)]
+        state.engine.require_room(conversation.prompt_ids, params[0])
+        choices = [Choice(conversation.prompt_ids, one, raw=False, n_logprobs=body.n_logprobs) for one in params]
         super().__init__(state, choices, ignored)
         self._body = body
         self._conversation = conversation

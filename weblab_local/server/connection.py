@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -35,7 +35,25 @@ ENDING = "weblab_local.ending"
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-async def while_connected(receive: Receive, work: Awaitable[T], too_late: Awaitable[None] | None = None) -> T:
+async def answered(request: Request, work: Awaitable[T]) -> T:
+    """Return what `work` gives. When the client leaves before, `work` is cancelled and ClientDisconnect raised.
+
+    Raises ApiError when the server is about to end.
+    """
+    ending: asyncio.Event | None = request.scope.get(ENDING)
+    try:
+        return await while_connected(request.receive, work, None if ending is None else ending.wait())
+    except ClientDisconnect:
+        if ending is not None and ending.is_set():
+            raise _server_ending() from None
+        raise
+
+
+def _server_ending() -> ApiError:
+    return ApiError(503, _("The server is being ended."), code="server_ending")
+
+
+async def while_connected(receive: Receive, work: Awaitable[T], too_late: Awaitable[Any] | None = None) -> T:
     """Return what `work` gives. When the client leaves before, `work` is cancelled and ClientDisconnect raised.
 
     `receive` is the request's, whose body has been read. A client that is still waiting when `too_late` returns is
@@ -115,8 +133,7 @@ class EventStream(Response):
             except TimeoutError:
                 if not bound.expired():
                     raise
-                ended = ApiError(503, _("The server is being ended."), code="server_ending")
-                await self._send(send, self._error(ended))
+                await self._send(send, self._error(_server_ending()))
             finally:
                 watch.cancel()
             if self.LAST:

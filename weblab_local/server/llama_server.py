@@ -12,7 +12,7 @@ import weblab_local
 from weblab_local.engine.engine import Engine
 from weblab_local.engine.sampling import SamplingParams
 from weblab_local.llama.gguf_header import read_arrays
-from weblab_local.server.connection import while_connected
+from weblab_local.server.connection import answered
 from weblab_local.server.fields import WHOLE, Body
 from weblab_local.server.state import ServerState
 
@@ -111,7 +111,7 @@ def llama_server_routes(current: Callable[[], ServerState], responses: Any) -> A
 
 async def _prepared(state: ServerState, request: Request, work: Callable[[], T]) -> T:
     """What `work` gives, in a thread, as long as the client is there; it takes the place of one answer meanwhile."""
-    result, places = await while_connected(request.receive, state.prepare(1, work))
+    result, places = await answered(request, state.prepare(1, work))
     places.release_all()
     return result
 

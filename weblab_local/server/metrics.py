@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from weblab_local.engine.generation import Stats
+from weblab_local.engine.roster import Occupancy
 
 MEDIA_TYPE = "text/plain; version=0.0.4"
 
@@ -34,11 +35,11 @@ class Metrics:
         self.completion_tokens += stats.completion_tokens
         self.generation_seconds += stats.generation_seconds
 
-    def text(self, n_computed: int, n_waiting: int) -> str:
-        """All figures, with how many answers are being computed and how many wait."""
-        return "".join(self._lines(n_computed, n_waiting))
+    def text(self, n_computed: int, n_waiting: int, occupancy: Occupancy, n_ctx: int) -> str:
+        """All figures, with how many answers are computed and wait now, and how full the `n_ctx` cells are."""
+        return "".join(self._lines(n_computed, n_waiting, occupancy, n_ctx))
 
-    def _lines(self, n_computed: int, n_waiting: int) -> Iterator[str]:
+    def _lines(self, n_computed: int, n_waiting: int, occupancy: Occupancy, n_ctx: int) -> Iterator[str]:
         counters = {
             "llamacpp:prompt_tokens_total": (self.prompt_tokens, "Tokens of prompts that were computed."),
             "llamacpp:prompt_seconds_total": (self.prompt_seconds, "Seconds that this took."),
@@ -61,6 +62,12 @@ class Metrics:
             ),
             "llamacpp:requests_processing": (n_computed, "Answers that are being computed."),
             "llamacpp:requests_deferred": (n_waiting, "Answers that wait for their turn."),
+            "weblab:requests_preempted": (
+                occupancy.n_preempted,
+                "Answers that gave their room to older ones and wait.",
+            ),
+            "llamacpp:kv_cache_tokens": (occupancy.n_cells, "Cells of the KV cache that hold something."),
+            "llamacpp:kv_cache_usage_ratio": (occupancy.n_cells / n_ctx, "The share of all cells that this is."),
         }
         for kind, figures in (("counter", counters), ("gauge", gauges)):
             for name, (value, explained) in figures.items():

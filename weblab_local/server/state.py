@@ -95,7 +95,8 @@ class ServerState:
     def metrics_text(self) -> str:
         """What was done so far and is being done, in Prometheus' text form."""
         n_computed = min(self.admission.n_taken, self.engine.n_parallel)
-        return self.metrics.text(n_computed, self.admission.n_taken - n_computed)
+        n_waiting = self.admission.n_taken - n_computed
+        return self.metrics.text(n_computed, n_waiting, self.engine.occupancy, self.engine.n_ctx)
 
     async def prepare(self, n: int, work: Callable[[], T]) -> tuple[T, Places]:
         """Return what `work` makes of a request for `n` choices, and the places they have from now on.

@@ -14,7 +14,7 @@ from weblab_local.models.attribution import attribution
 from weblab_local.server.chat_completions import ChatCompletionRun
 from weblab_local.server.completion_run import CompletionRun
 from weblab_local.server.completions import TextCompletionRun
-from weblab_local.server.connection import LineStream, while_connected
+from weblab_local.server.connection import LineStream, answered
 from weblab_local.server.errors import ApiError, validation_error
 from weblab_local.server.ollama.answers import OllamaAnswer, Shape, as_message, as_response, instant, loaded
 from weblab_local.server.ollama.bodies import LATEST, ModelName, OllamaChat, OllamaPrompt
@@ -122,12 +122,12 @@ async def _answered(
     if not asks:
         state.require_model(name.removesuffix(LATEST))
         return loaded(name, shape(""))
-    run: CompletionRun = await while_connected(request.receive, _prepared(state, body))
+    run: CompletionRun = await answered(request, _prepared(state, body))
     answer = OllamaAnswer(run, name, shape)
     if body.stream:
         return LineStream(answer.stream(), run.generated, run.places)
     with run.places:
-        return await while_connected(request.receive, answer.whole())
+        return await answered(request, answer.whole())
 
 
 async def _prepared(state: ServerState, body: OllamaChat | OllamaPrompt) -> CompletionRun:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from weblab_local.server.chat_completions import ChatCompletionRun
-from weblab_local.server.connection import TypedEventStream, while_connected
+from weblab_local.server.connection import TypedEventStream, answered
 from weblab_local.server.errors import validation_error
 from weblab_local.server.messages import ChatMessage
 from weblab_local.server.responses.answers import ResponseAnswer
@@ -59,12 +59,12 @@ def responses_routes(current: Callable[[], ServerState], errors: Any) -> APIRout
                 said = ChatMessage.of("assistant", text)
                 state.responses.keep(Stored(response, [*before, *body.messages, said]))
 
-        run = await while_connected(request.receive, ChatCompletionRun.prepare(state, asked, body))
+        run = await answered(request, ChatCompletionRun.prepare(state, asked, body))
         answer = ResponseAnswer(run, body, state.model_id, store)
         if body.stream:
             return TypedEventStream(answer.stream(), run.generated, run.places)
         with run.places:
-            return await while_connected(request.receive, answer.whole())
+            return await answered(request, answer.whole())
 
     @router.get("/{response_id}")
     async def retrieve(response_id: str) -> ResponseObject:
