@@ -59,6 +59,14 @@ def test_what_would_make_the_answer_another_one_is_refused_by_name(server: Runni
     assert field in found["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_who_forces_a_tool_for_an_object_is_told_what_gives_one(server: Running, path: str) -> None:
+    """As instructor and pydantic-ai do, unless they are told otherwise."""
+    asked = {"messages": user("x")} if "chat" in path else {"input": "x"}
+    _status, found = error(server, asked | {"tools": [TOOL], "tool_choice": "required"}, path)
+    assert "ask for a JSON schema" in found["message"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -119,8 +119,11 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
 
 
 def unsupported_parameter(param: str) -> ApiError:
-    """The refusal of a field by its name."""
-    message = _("{param} is not supported here. Leave it out.").format(param=param)
+    """The refusal of a field by its name. Libraries force a tool for the sake of an object."""
+    if param in ("tool_choice", "function_call"):
+        message = _("{param}: no tool can be called here. For an object, ask for a JSON schema.").format(param=param)
+    else:
+        message = _("{param} is not supported here. Leave it out.").format(param=param)
     return ApiError(400, message, code="unsupported_parameter", param=printable(param))
 
 
