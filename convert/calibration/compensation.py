@@ -1,9 +1,10 @@
 """W4's rounding: levels are chosen so that the errors of neighbouring columns cancel in what the model computes.
 
 A weight rounded up is made up for by its neighbours, as far as their inputs move together: columns are rounded one
-after the other, and the error of each is spread over those still to come. That is the method of GPTQ (Frantar et al.
-2022, https://arxiv.org/abs/2210.17323), here on ggml's own grids: each super-block's scales are found by ggml's search
-on the columns as they are by then, and only the levels differ. So the file is an ordinary GGUF, of the same size.
+after the other, and each makes up for the errors of those before it. That is the method of GPTQ (Frantar et al. 2022,
+https://arxiv.org/abs/2210.17323), here on ggml's own grids: each super-block's scales are found by ggml's search on the
+columns as they should be by then, and then levels and scales are set anew by turns, see `rounding`. So the file is an
+ordinary GGUF, of the same size.
 
 What moves together is told by H = X^T X, X being a matrix's inputs on calibration texts. They come from the reference's
 pass through the checkpoint, one layer after the other:
@@ -13,6 +14,7 @@ pass through the checkpoint, one layer after the other:
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,8 +26,8 @@ from numpy.typing import NDArray
 from convert.model.gpt_neox import Tensor
 from convert.quantization.block_types import SUPER_BLOCK, TYPES
 from convert.quantization.grid import read_grid, with_values
-from convert.quantization.kernels import compiled
 from convert.quantization.quantize import quantize_rows
+from convert.quantization.rounding import round_super_block
 from convert.reference import reference
 from convert.reference.texts import calibration, describe, read_tokenizer, sequences
 from convert.source.checkpoint import Checkpoint
@@ -34,6 +36,9 @@ from convert.writing.pipeline import Refine
 from convert.writing.plan import Plan, PlannedOutput, available_cores
 
 Floats = NDArray[np.float32]
+
+METHOD = "GPTQ, levels and scales set anew by turns"
+"""Changed when the same checkpoint and texts give another file than before."""
 
 DAMPING = 0.05
 """Added to H's diagonal, as a share of its mean: columns are taken for a little less dependent than they seem."""
@@ -75,86 +80,45 @@ def compensated(rows: Floats, ggml_type: GGMLQuantizationType, hessian: Hessian)
 def _compensate(
     rows: Floats, ggml_type: GGMLQuantizationType, hessian: torch.Tensor, pool: ThreadPoolExecutor
 ) -> NDArray[np.uint8]:
-    spread = _spread(hessian)
-    importance = hessian.diagonal().numpy()
-    left = torch.from_numpy(np.array(rows))
-    n_columns = rows.shape[1]
+    factor = _factor(hessian)
+    n_rows, n_columns = rows.shape
+    errors = torch.empty(n_rows, n_columns)
     blocks = []
     for start in range(0, n_columns, SUPER_BLOCK):
-        stop = start + SUPER_BLOCK
-        columns = left[:, start:stop].contiguous().numpy()
-        errors = np.empty_like(columns)
-        inside = np.ascontiguousarray(spread[start:stop, start:stop].numpy())
-        weights = np.ascontiguousarray(importance[start:stop])
-
-        def round_rows(
-            first: int,
-            columns: Floats = columns,
-            errors: Floats = errors,
-            inside: Floats = inside,
-            weights: Floats = weights,
-        ) -> NDArray[np.uint8]:
-            some = slice(first, first + _ROWS)
-            found = quantize_rows(columns[some], ggml_type, weights)
-            grid = read_grid(found, ggml_type)
-            values = columns[some].copy()
-            _round_columns(
-                values,
-                grid.steps,
-                grid.offsets,
-                grid.block,
-                np.float32(grid.lowest),
-                np.float32(grid.highest),
-                inside,
-                errors[some],
-            )
-            return with_values(found, ggml_type, grid, values)
-
-        blocks.append(np.concatenate(list(pool.map(round_rows, range(0, len(rows), _ROWS)))))
-        if stop < n_columns:
-            left[:, stop:] -= torch.from_numpy(errors) @ spread[start:stop, stop:]
+        here = slice(start, start + SUPER_BLOCK)
+        inside = factor[here, here].contiguous()
+        wanted = torch.from_numpy(np.array(rows[:, here]))
+        owed = errors[:, :start] @ factor[:start, here]
+        target = (wanted + torch.linalg.solve_triangular(inside, owed, upper=True, left=False)).contiguous().numpy()
+        round_rows = partial(_round_rows, ggml_type=ggml_type, factor=inside.numpy())
+        rounded = pool.map(round_rows, [target[first : first + _ROWS] for first in range(0, n_rows, _ROWS)])
+        found, values = zip(*rounded, strict=True)
+        blocks.append(np.concatenate(found))
+        errors[:, here] = wanted - torch.from_numpy(np.concatenate(values))
     return np.concatenate(blocks, axis=1)
 
 
-def _spread(hessian: torch.Tensor) -> torch.Tensor:
-    """Row i: how much of column i's error each later column takes over. Float32 (n, n), its diagonal 1."""
+def _round_rows(rows: Floats, ggml_type: GGMLQuantizationType, factor: Floats) -> tuple[NDArray[np.uint8], Floats]:
+    """Super-blocks (n_rows, bytes) of `rows` (n_rows, 256), and what they decode to.
+
+    A column's error counts as much as it does once the later columns have made up for it.
+    """
+    found = quantize_rows(rows, ggml_type, np.square(factor.diagonal()))
+    grid, values = round_super_block(rows, ggml_type, read_grid(found, ggml_type), factor)
+    return with_values(found, ggml_type, grid, values), values
+
+
+def _factor(hessian: torch.Tensor) -> torch.Tensor:
+    """F, upper triangular, with F F^T = H with damping: float32 (n, n).
+
+    (w - q) H (w - q)^T is the squared length of (w - q) F, whose element k depends on the columns up to k alone.
+    """
     damped = hessian.double()
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += DAMPING * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor = torch.linalg.cholesky(inverse, upper=True)
-    spread: torch.Tensor = (factor / factor.diagonal()[:, None]).float()
-    return spread
-
-
-@compiled
-def _round_columns(
-    values: Floats,
-    steps: Floats,
-    offsets: Floats,
-    block: int,
-    lowest: np.float32,
-    highest: np.float32,
-    spread: Floats,
-    errors: Floats,
-) -> None:
-    """Put `values` (n_rows, 256) on their grid, column by column; `errors` is what each column was off by."""
-    n_columns = values.shape[1]
-    for row in range(len(values)):
-        left = values[row]
-        for column in range(n_columns):
-            step, offset = steps[row, column // block], offsets[row, column // block]
-            value = -offset
-            if step != np.float32(0):
-                level = np.rint((left[column] + offset) / step)
-                value = step * min(max(level, lowest), highest) - offset
-            error = left[column] - value
-            left[column] = value
-            errors[row, column] = error
-            share = spread[column]
-            for later in range(column + 1, n_columns):
-                left[later] -= error * share[later]
+    factor: torch.Tensor = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1).float()
+    return factor
 
 
 class Compensation:
@@ -218,4 +182,5 @@ def prepare(checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None]) -> R
 
 def recipe() -> dict[str, Any]:
     """What decides the result besides the checkpoint, for the manifest."""
-    return {"texts": describe(calibration(), [])["sha256"], "tokens": CALIBRATION_TOKENS, "damping": DAMPING}
+    texts = describe(calibration(), [])["sha256"]
+    return {"method": METHOD, "texts": texts, "tokens": CALIBRATION_TOKENS, "damping": DAMPING}
