@@ -16,7 +16,8 @@ from gguf import GGUFReader, dequantize, quant_shape_to_byte_shape
 from numpy.typing import NDArray
 
 from convert.calibration import compensation
-from convert.calibration.compensation import DAMPING, Hessian, compensated
+from convert.calibration.compensation import DAMPING, SHARE, bias_shift, compensated
+from convert.calibration.moments import Moments
 from convert.errors import ConversionError
 from convert.quantization import rounding
 from convert.quantization.block_types import TYPES
@@ -26,6 +27,7 @@ from convert.quantization.quantize import quantize_rows
 from convert.reference.texts import verification
 from convert.run import Request, run
 from convert.source.checkpoint import open_checkpoint
+from convert.verification.file_check import check_files
 from convert.verification.verify import Options, verify_files
 from tests.support.conversions import converted, files_in
 from tests.support.llama import loaded
@@ -47,10 +49,10 @@ def inputs(n_tokens: int, n_columns: int) -> Floats:
     return mixed.astype(np.float32)
 
 
-def hessian_of(x: Floats, max_columns: int = 6144) -> Hessian:
-    found = Hessian(x.shape[1], max_columns)
-    for part in np.array_split(x, 3):
-        found.add(torch.from_numpy(part))
+def moments_of(x: Floats, full: Floats | None = None, centred: bool = False, max_columns: int = 6144) -> Moments:
+    found = Moments(x.shape[1], centred, max_columns)
+    for part in zip(np.array_split(x, 3), np.array_split(x if full is None else full, 3), strict=True):
+        found.add(*map(torch.from_numpy, part))
     return found
 
 
@@ -96,7 +98,7 @@ def test_levels_are_those_of_the_textbook(ggml_type: T, monkeypatch: pytest.Monk
     rows, and which depends on how this processor rounds products. Such rows are as good."""
     monkeypatch.setattr(rounding, "SWEEPS", 0)
     rows, x = weights(64, 512), inputs(2000, 512)
-    found = dequantize(compensated(rows, ggml_type, hessian_of(x)), ggml_type)
+    found = dequantize(compensated(rows, ggml_type, moments_of(x).parts()), ggml_type)
     expected = column_by_column(rows, ggml_type, x)
     assert np.isclose(found, expected, rtol=0, atol=1e-6).mean() > 0.9
     h = x.astype(np.float64).T @ x
@@ -140,7 +142,7 @@ def test_outputs_are_closer_at_the_same_size(ggml_type: T, max_columns: int) -> 
     rows, x = weights(64, 1024), inputs(4500, 1024)
     x, unseen = x[:4000], x[4000:]
     plain = quantize_rows(rows, ggml_type)
-    better = compensated(rows, ggml_type, hessian_of(x, max_columns))
+    better = compensated(rows, ggml_type, moments_of(x, max_columns=max_columns).parts())
     assert better.shape == plain.shape
 
     def error(blocks: NDArray[np.uint8]) -> float:
@@ -149,10 +151,48 @@ def test_outputs_are_closer_at_the_same_size(ggml_type: T, max_columns: int) -> 
     assert error(better) < 0.7 * error(plain)
 
 
+def test_moments_are_about_the_mean() -> None:
+    x, y = inputs(900, 512) + np.float32(30), inputs(900, 512) + np.float32(31)
+    deviations = x - x.mean(axis=0, dtype=np.float64)
+    (part,) = moments_of(x, y, centred=True).parts()
+    lack = y.astype(np.float64) - x
+    scale = np.abs(deviations.T @ deviations).max()
+    np.testing.assert_allclose(part.product.numpy(), deviations.T @ deviations, atol=1e-5 * scale)
+    np.testing.assert_allclose(part.lack.numpy(), deviations.T @ (lack - lack.mean(axis=0)), atol=1e-5 * scale)
+
+
+@KINDS
+def test_bias_takes_back_what_the_mean_output_is_off_by(ggml_type: T) -> None:
+    rows, x = weights(48, 512), inputs(1000, 512) + np.float32(3)
+    full = x + np.random.default_rng(2).standard_normal(x.shape, np.float32) * np.float32(0.3)
+    moments = moments_of(x, full, centred=True)
+    rounded = dequantize(compensated(rows, ggml_type, moments.parts()), ggml_type)
+    shift = bias_shift(rows, rounded, moments)
+    wanted, found = full.astype(np.float64) @ rows.T, x.astype(np.float64) @ rounded.T
+    off = wanted.mean(axis=0) - found.mean(axis=0)
+    assert np.abs(off).max() > 1e-3
+    np.testing.assert_allclose(found.mean(axis=0) + shift, wanted.mean(axis=0), atol=1e-5)
+
+
+def test_outputs_come_nearer_to_what_the_full_models_inputs_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rounding before a matrix has done depends on its inputs, as far as this goes it is made up for."""
+    rows, x = weights(64, 512), inputs(4000, 512)
+    full = x + x @ weights(512, 512, seed=3) * np.float32(0.1)
+    wanted = full.astype(np.float64) @ rows.T
+
+    def error(share: float) -> float:
+        monkeypatch.setattr(compensation, "SHARE", share)
+        rounded = dequantize(compensated(rows, T.Q6_K, moments_of(x, full).parts()), T.Q6_K)
+        return float(np.square(x.astype(np.float64) @ rounded.T - wanted).mean())
+
+    assert error(1.0) < 0.2 * error(0.0)
+    assert error(1.0) < error(SHARE) < 0.5 * error(0.0)
+
+
 def test_columns_without_inputs_are_rounded_all_the_same() -> None:
     rows, x = weights(4, 512), inputs(100, 512)
     x[:, ::3] = 0
-    found = dequantize(compensated(rows, T.Q4_K, hessian_of(x)), T.Q4_K)
+    found = dequantize(compensated(rows, T.Q4_K, moments_of(x).parts()), T.Q4_K)
     assert np.abs(found - rows).max() < 0.05
 
 
@@ -215,6 +255,21 @@ def test_w4_is_closer_to_the_demo_than_q4_k_m(demo_w4: Path, demo_checkpoint: Pa
     assert found[demo_w4.name].check.mixture == "W4"
     kl = {name: file.groups["all"].mean_kl for name, file in found.items()}
     assert kl[demo_w4.name] < 0.8 * kl[standard.name]
+
+
+def test_a_bias_may_differ_by_what_rounding_shifts_and_no_more(
+    demo_w4: Path, demo_checkpoint: Path, tmp_path: Path
+) -> None:
+    name = "blk.1.ffn_up.bias"
+    (bias,) = [tensor for tensor in GGUFReader(demo_w4).tensors if tensor.name == name]
+    spoiled = tmp_path / demo_w4.name
+    content = bytearray(demo_w4.read_bytes())
+    content[bias.data_offset : bias.data_offset + bias.n_bytes] = (bias.data + np.float32(5)).tobytes()
+    spoiled.write_bytes(content)
+    whole, damaged = check_files(open_checkpoint(demo_checkpoint), [demo_w4, spoiled], 2)
+    assert whole.findings == []
+    (finding,) = damaged.findings
+    assert name in finding
 
 
 def test_w4_halves_what_q4_k_m_loses_of_a_trained_model(test_data: Path, tmp_path: Path) -> None:
