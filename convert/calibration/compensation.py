@@ -1,19 +1,20 @@
 """W4's rounding: levels are chosen so that the errors of neighbouring columns cancel in what the model computes.
 
 A weight rounded up is made up for by its neighbours, as far as their inputs move together: columns are rounded one
-after the other, and the error of each is spread over those still to come. That is the method of GPTQ (Frantar et al.
-2022, https://arxiv.org/abs/2210.17323), here on ggml's own grids: each super-block's scales are found by ggml's search
-on the columns as they are by then, and only the levels differ. So the file is an ordinary GGUF, of the same size.
+after the other, and each makes up for the errors of those before it. That is the method of GPTQ (Frantar et al. 2022,
+https://arxiv.org/abs/2210.17323), here on ggml's own grids: each super-block's scales are found by ggml's search on the
+columns as they should be by then, and then levels and scales are set anew by turns, see `rounding`.
 
-What moves together is told by H = X^T X, X being a matrix's inputs on calibration texts. They come from the reference's
-pass through the checkpoint, one layer after the other:
+A matrix also makes up for what was rounded before it: its inputs X are those of the rounded model, where the full one
+has Y (GPTAQ, Li et al. 2025, https://arxiv.org/abs/2504.02692). What all that does to the mean of an output is taken
+back in its bias. So the file is an ordinary GGUF, of the same size.
 
-    reference --(inputs)--> Hessians of a layer --> rounded matrices of it --> written over those in the .partial file
+    two passes through the layers --(X and Y)--> moments of a matrix --> its blocks, and its bias --> the .partial file
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,16 @@ import torch
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from convert.calibration.moments import Moments, Part
+from convert.calibration.two_passes import TwoPasses
 from convert.model.gpt_neox import Tensor
 from convert.quantization.block_types import SUPER_BLOCK, TYPES
+from convert.quantization.dequantize import dequantize_rows
 from convert.quantization.grid import read_grid, with_values
-from convert.quantization.kernels import compiled
 from convert.quantization.quantize import quantize_rows
-from convert.reference import reference
+from convert.quantization.rounding import SWEEPS, round_super_block
 from convert.reference.texts import calibration, describe, read_tokenizer, sequences
+from convert.reference.weights import Weights
 from convert.source.checkpoint import Checkpoint
 from convert.writing.output import OutputFile
 from convert.writing.pipeline import Refine
@@ -35,11 +39,14 @@ from convert.writing.plan import Plan, PlannedOutput, available_cores
 
 Floats = NDArray[np.float32]
 
-DAMPING = 0.05
-"""Added to H's diagonal, as a share of its mean: columns are taken for a little less dependent than they seem."""
+METHOD = "GPTAQ with biases, levels and scales set anew by turns"
+"""Changed when the same checkpoint and texts give another file than before."""
 
-MAX_COLUMNS = 6144
-"""Columns that are looked at together: H has their square of values, and is inverted. Longer rows are cut evenly."""
+DAMPING = 0.05
+"""Added to X^T X's diagonal, as a share of its mean: columns are taken for a little less dependent than they seem."""
+
+SHARE = 0.5
+"""Of the way from what a matrix makes of X to what it makes of Y; all of it would follow the texts too closely."""
 
 CALIBRATION_TOKENS = 8000
 CALIBRATION_CONTEXT = 512
@@ -49,173 +56,164 @@ _ROWS = 256
 """Rows that one thread rounds at a time."""
 
 
-class Hessian:
-    """X^T X of one weight's inputs, in square parts along its diagonal: for each, (columns, float32 (n, n))."""
-
-    def __init__(self, n_columns: int, max_columns: int = MAX_COLUMNS) -> None:
-        n_super_blocks = n_columns // SUPER_BLOCK
-        n_parts = -(-n_columns // max_columns)
-        cuts = [SUPER_BLOCK * (n_super_blocks * part // n_parts) for part in range(n_parts + 1)]
-        self.parts = [(slice(start, stop), torch.zeros(stop - start, stop - start)) for start, stop in pairwise(cuts)]
-
-    def add(self, inputs: torch.Tensor) -> None:
-        """Count `inputs` (n_tokens, n_columns) in."""
-        for columns, total in self.parts:
-            part = inputs[:, columns].cpu()
-            total.addmm_(part.T, part)
-
-
-def compensated(rows: Floats, ggml_type: GGMLQuantizationType, hessian: Hessian) -> NDArray[np.uint8]:
+def compensated(rows: Floats, ggml_type: GGMLQuantizationType, parts: Iterable[Part]) -> NDArray[np.uint8]:
     """Quantize `rows` (n_rows, n_columns) to `ggml_type`, one of the kernels', with compensation: (n_rows, bytes)."""
     with ThreadPoolExecutor(available_cores()) as pool:
-        parts = [_compensate(rows[:, columns], ggml_type, total, pool) for columns, total in hessian.parts]
-    return np.concatenate(parts, axis=1)
+        return np.concatenate([_compensate(rows, ggml_type, part, pool) for part in parts], axis=1)
+
+
+def bias_shift(rows: Floats, rounded: Floats, moments: Moments) -> Floats:
+    """What the bias of `rows` (n_rows, n_columns) has to take back once they are `rounded`: (n_rows,)."""
+    shift: Floats = (rows - rounded) @ moments.mean.float().numpy() + rows @ moments.mean_lack.float().numpy()
+    return shift
 
 
 def _compensate(
-    rows: Floats, ggml_type: GGMLQuantizationType, hessian: torch.Tensor, pool: ThreadPoolExecutor
+    rows: Floats, ggml_type: GGMLQuantizationType, part: Part, pool: ThreadPoolExecutor
 ) -> NDArray[np.uint8]:
-    spread = _spread(hessian)
-    importance = hessian.diagonal().numpy()
-    left = torch.from_numpy(np.array(rows))
-    n_columns = rows.shape[1]
+    factor = _factor(part.product)
+    steer = torch.linalg.solve_triangular(factor, SHARE * part.lack, upper=True).T
+    weights = torch.from_numpy(np.ascontiguousarray(rows[:, part.columns]))
+    errors = torch.empty_like(weights)
     blocks = []
-    for start in range(0, n_columns, SUPER_BLOCK):
-        stop = start + SUPER_BLOCK
-        columns = left[:, start:stop].contiguous().numpy()
-        errors = np.empty_like(columns)
-        inside = np.ascontiguousarray(spread[start:stop, start:stop].numpy())
-        weights = np.ascontiguousarray(importance[start:stop])
-
-        def round_rows(
-            first: int,
-            columns: Floats = columns,
-            errors: Floats = errors,
-            inside: Floats = inside,
-            weights: Floats = weights,
-        ) -> NDArray[np.uint8]:
-            some = slice(first, first + _ROWS)
-            found = quantize_rows(columns[some], ggml_type, weights)
-            grid = read_grid(found, ggml_type)
-            values = columns[some].copy()
-            _round_columns(
-                values,
-                grid.steps,
-                grid.offsets,
-                grid.block,
-                np.float32(grid.lowest),
-                np.float32(grid.highest),
-                inside,
-                errors[some],
-            )
-            return with_values(found, ggml_type, grid, values)
-
-        blocks.append(np.concatenate(list(pool.map(round_rows, range(0, len(rows), _ROWS)))))
-        if stop < n_columns:
-            left[:, stop:] -= torch.from_numpy(errors) @ spread[start:stop, stop:]
+    for start in range(0, weights.shape[1], SUPER_BLOCK):
+        here = slice(start, start + SUPER_BLOCK)
+        inside = factor[here, here].contiguous()
+        owed = weights @ steer[:, here] + errors[:, :start] @ factor[:start, here]
+        target = weights[:, here] + torch.linalg.solve_triangular(inside, owed, upper=True, left=False)
+        round_rows = partial(_round_rows, ggml_type=ggml_type, factor=inside.numpy())
+        rounded = pool.map(round_rows, target.contiguous().split(_ROWS))
+        found, values = zip(*rounded, strict=True)
+        blocks.append(np.concatenate(found))
+        errors[:, here] = weights[:, here] - torch.from_numpy(np.concatenate(values))
     return np.concatenate(blocks, axis=1)
 
 
-def _spread(hessian: torch.Tensor) -> torch.Tensor:
-    """Row i: how much of column i's error each later column takes over. Float32 (n, n), its diagonal 1."""
-    damped = hessian.double()
+def _round_rows(
+    rows: torch.Tensor, ggml_type: GGMLQuantizationType, factor: Floats
+) -> tuple[NDArray[np.uint8], Floats]:
+    """Super-blocks (n_rows, bytes) of `rows` (n_rows, 256), and what they decode to.
+
+    A column's error counts as much as it does once the later columns have made up for it.
+    """
+    wanted = rows.numpy()
+    found = quantize_rows(wanted, ggml_type, np.square(factor.diagonal()))
+    grid, values = round_super_block(wanted, ggml_type, read_grid(found, ggml_type), factor)
+    return with_values(found, ggml_type, grid, values), values
+
+
+def _factor(product: torch.Tensor) -> torch.Tensor:
+    """F, upper triangular, with F F^T = X^T X with damping: float32 (n, n).
+
+    What rows q in place of rows w do to the outputs is (w - q) X^T X (w - q)^T, the squared length of (w - q) F, whose
+    element k depends on the columns up to k alone. With other inputs X than the full model's Y, w (Y - X)^T X F^-T is
+    added to (w - q) F.
+    """
+    damped = product.double()
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += DAMPING * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor = torch.linalg.cholesky(inverse, upper=True)
-    spread: torch.Tensor = (factor / factor.diagonal()[:, None]).float()
-    return spread
-
-
-@compiled
-def _round_columns(
-    values: Floats,
-    steps: Floats,
-    offsets: Floats,
-    block: int,
-    lowest: np.float32,
-    highest: np.float32,
-    spread: Floats,
-    errors: Floats,
-) -> None:
-    """Put `values` (n_rows, 256) on their grid, column by column; `errors` is what each column was off by."""
-    n_columns = values.shape[1]
-    for row in range(len(values)):
-        left = values[row]
-        for column in range(n_columns):
-            step, offset = steps[row, column // block], offsets[row, column // block]
-            value = -offset
-            if step != np.float32(0):
-                level = np.rint((left[column] + offset) / step)
-                value = step * min(max(level, lowest), highest) - offset
-            error = left[column] - value
-            left[column] = value
-            errors[row, column] = error
-            share = spread[column]
-            for later in range(column + 1, n_columns):
-                left[later] -= error * share[later]
+    factor: torch.Tensor = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1).float()
+    return factor
 
 
 class Compensation:
-    """Observes the reference's pass: rounds each layer's matrices when their inputs are known, and writes them."""
+    """Rounds matrices when the moments of their inputs are known, and writes them and their biases into the file."""
 
-    def __init__(self, checkpoint: Checkpoint, plan: Plan, planned: PlannedOutput, file: OutputFile) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, weights: Weights, plan: Plan, planned: PlannedOutput, file: OutputFile) -> None:
+        self._weights = weights
         self._planned = planned
         self._file = file
         self._tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in plan.tensors}
-        self._hessians: dict[str, Hessian] = {}
-        self._layer = ""
 
-    def __call__(self, name: str, inputs: torch.Tensor) -> None:
-        """As reference.Observer."""
-        layer = name.rpartition(".")[0].rpartition(".")[0]
-        if layer != self._layer:
-            self.finish()
-            self._layer = layer
-        if self._planned.tensors[name].ggml_type not in TYPES:
-            return
-        if name not in self._hessians:
-            self._hessians[name] = Hessian(inputs.shape[1])
-        self._hessians[name].add(inputs)
+    def embedding(self, ids: NDArray[np.int64]) -> torch.Tensor:
+        """Write the embedding; its rows for these token ids as the file has them, (len(ids), hidden_size).
 
-    def finish(self) -> None:
-        """Round and write the matrices whose inputs were seen."""
-        while self._hessians:
-            name, hessian = self._hessians.popitem()
-            tensor, entry = self._tensors[name], self._planned.tensors[name]
-            if tensor.source is None:
-                continue
-            with self._checkpoint.open_shard(self._checkpoint.weight_map[tensor.source]) as stored:
-                rows = stored[tensor.source].read(slice(None) if tensor.row_order is None else tensor.row_order)
-            self._file.write_at(self._planned.position(name), compensated(rows, entry.ggml_type, hessian))
+        It is rounded for what the matrices that read it make of it, the layer norm before them included.
+        """
+        name = "token_embd.weight"
+        ggml_type = self._planned.tensors[name].ggml_type
+        if not self.is_rounded(name):
+            rows = self._weights.gather(name, ids).cpu().numpy()
+            blocks = quantize_rows(rows, ggml_type, self._planned.importance.get(name))
+            return torch.from_numpy(dequantize_rows(blocks, ggml_type))
+        rows = self._weights.read(name).cpu().numpy()
+        blocks = compensated(rows, ggml_type, [self._readers_of_the_embedding()])
+        self._file.write_at(self._planned.position(name), blocks)
+        return torch.from_numpy(dequantize_rows(blocks[ids], ggml_type))
+
+    def _readers_of_the_embedding(self) -> Part:
+        """A^T A of the matrices A that the first layer multiplies the embedding with."""
+        n_columns = self._tensors["token_embd.weight"].shape[1]
+        product = torch.zeros(n_columns, n_columns)
+        for norm, matrix in (("attn_norm", "attn_qkv"), ("ffn_norm", "ffn_up")):
+            rows = self._weights.read(f"blk.0.{matrix}.weight").cpu() * self._weights.read(f"blk.0.{norm}.weight").cpu()
+            rows -= rows.mean(dim=1, keepdim=True)  # a layer norm takes the mean away
+            product.addmm_(rows.T, rows)
+        return Part(slice(0, n_columns), product, torch.zeros_like(product))
+
+    def is_rounded(self, name: str) -> bool:
+        """Whether that matrix is rounded here."""
+        return self._planned.tensors[name].ggml_type in TYPES
+
+    def layer_matrix(self, name: str, weight: torch.Tensor, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a layer's matrix and its bias; both as the file has them, in the checkpoint's order of rows.
+
+        `name` is that of the weight, `weight` (n_rows, n_columns) what the checkpoint has.
+        """
+        matrix, bias = self._tensors[name], self._tensors[name.removesuffix("weight") + "bias"]
+        order = slice(None) if matrix.row_order is None else matrix.row_order
+        rows = weight.cpu().numpy()
+        found = self._write(name, rows[order], moments)
+        rounded = np.empty_like(rows)
+        rounded[order] = found
+        values = np.zeros(len(rows), np.float32) if bias.source is None else self._weights.read(bias.name).cpu().numpy()
+        values = values + bias_shift(rows, rounded, moments)
+        self._file.write_at(self._planned.position(bias.name), np.ascontiguousarray(values[order]))
+        return torch.from_numpy(rounded).to(weight.device), torch.from_numpy(values).to(weight.device)
+
+    def output(self, moments: Moments) -> None:
+        """Write the output matrix."""
+        name = "output.weight"
+        self._write(name, self._weights.read(name).cpu().numpy(), moments)
+
+    def _write(self, name: str, rows: Floats, moments: Moments) -> Floats:
+        """Write `rows` in the file's order; what they were rounded to."""
+        ggml_type = self._planned.tensors[name].ggml_type
+        blocks = compensated(rows, ggml_type, moments.parts())
+        self._file.write_at(self._planned.position(name), blocks)
+        return dequantize_rows(blocks, ggml_type)
 
 
 def prepare(checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None]) -> Refine:
     """What `pipeline.convert` calls to round the matrices of a compensated output; says what it will cost.
 
-    The inputs are those that the checkpoint makes of CALIBRATION_TOKENS tokens of the project's calibration texts. For
-    a layer of the 10B it takes 1.1 GB for its weights, 0.7 GB for H, 0.6 GB for an inverse and 0.8 GB for a matrix.
+    The inputs are those that the checkpoint makes of CALIBRATION_TOKENS tokens of the project's calibration texts.
     """
     n_ctx = min(CALIBRATION_CONTEXT, plan.hparams.max_position_embeddings)
     tokenizer = read_tokenizer(checkpoint.tokenizer_folder)
     ids = sequences(calibration(), tokenizer, plan.hparams.eos_token_id, n_ctx, CALIBRATION_TOKENS)
     n_tokens = sum(map(len, ids))
     say(
-        f"W4: when all is written, the full model reads {n_tokens} tokens of calibration text, layer by layer, and "
-        "each layer is rounded by what it made of them. For the 10B that is an hour or more."
+        f"W4: when all is written, the full model and the rounded one read {n_tokens} tokens of calibration text, "
+        "layer by layer, and each layer is rounded by what both made of them. For the 10B that is an hour or two."
     )
 
     def refine(planned: PlannedOutput, file: OutputFile, progress: Callable[[int, int], None]) -> None:
-        rounding = Compensation(checkpoint, plan, planned, file)
-        for _ in reference.logits(checkpoint, ids, observer=rounding, progress=progress):
-            pass
-        rounding.finish()
+        with Weights(checkpoint, plan.hparams, torch.device("cpu")) as weights:
+            TwoPasses(weights, plan.hparams, Compensation(weights, plan, planned, file)).run(ids, progress)
 
     return refine
 
 
 def recipe() -> dict[str, Any]:
     """What decides the result besides the checkpoint, for the manifest."""
-    return {"texts": describe(calibration(), [])["sha256"], "tokens": CALIBRATION_TOKENS, "damping": DAMPING}
+    texts = describe(calibration(), [])["sha256"]
+    return {
+        "method": METHOD,
+        "texts": texts,
+        "tokens": CALIBRATION_TOKENS,
+        "damping": DAMPING,
+        "share": SHARE,
+        "sweeps": SWEEPS,
+    }

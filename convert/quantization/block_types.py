@@ -46,7 +46,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class BlockType:
-    """What tells the types apart: weights per block, the levels they can have, what is tried to find the scales.
+    """What tells the types apart: weights per block, the levels and scales they can have, what the search tries.
 
     The affine types have `plain` trials, and `weighted` ones with an importance matrix; those of the symmetric type are
     always the same.
@@ -58,6 +58,8 @@ class BlockType:
     layout: Layout
     plain: Trials | None = None
     weighted: Trials | None = None
+    lowest_scale: int = 0
+    highest_scale: int = 63
 
 
 def _table(rows: Sequence[Sequence[int]], width: int) -> Table:
@@ -103,6 +105,8 @@ TYPES = {
             high=_table([[8 * g + 2 * i + h for i in range(4)] for g in range(2) for h in range(2)], 4),
             high_bits=2,
         ),
+        lowest_scale=-128,
+        highest_scale=127,
     ),
 }
 """The types that these kernels know; ggml's types for rows of whole super-blocks."""

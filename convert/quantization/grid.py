@@ -1,7 +1,8 @@
-"""The grid of a K-quant block: which values its scales allow, and other levels on the same scales.
+"""The grid of a K-quant block: which values its scales allow, and other scales and levels in its place.
 
-A quantized weight is step * level - offset. Step and offset belong to a block of 16 or 32 weights and are what the
-search for scales has found; the level is free. `compensation` chooses levels that the search alone would not.
+A quantized weight is step * level - offset. Step and offset belong to a block of 16 or 32 weights: whole numbers, the
+scale and the minimum, in units that belong to its super-block. The search for scales finds a grid; `rounding` chooses
+scales and levels that the search alone would not.
 """
 
 from dataclasses import dataclass
@@ -18,13 +19,25 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Grid:
-    """Steps and offsets of all blocks of some rows: (n_rows, n_blocks); levels go from `lowest` to `highest`."""
+    """Of some rows: units (n_rows, n_super_blocks), scales and minima (n_rows, n_blocks), and what levels there are."""
 
-    steps: Floats
-    offsets: Floats
+    units: Floats
+    minimum_units: Floats
+    scales: Floats
+    minima: Floats
     block: int
     lowest: int
     highest: int
+
+    @property
+    def steps(self) -> Floats:
+        """How far the levels of each block are apart: (n_rows, n_blocks)."""
+        return self.units.repeat(SUPER_BLOCK // self.block, axis=1) * self.scales
+
+    @property
+    def offsets(self) -> Floats:
+        """What is subtracted in each block: (n_rows, n_blocks)."""
+        return self.minimum_units.repeat(SUPER_BLOCK // self.block, axis=1) * self.minima
 
 
 def read_grid(blocks: NDArray[np.uint8], ggml_type: GGMLQuantizationType) -> Grid:
@@ -32,24 +45,42 @@ def read_grid(blocks: NDArray[np.uint8], ggml_type: GGMLQuantizationType) -> Gri
     kind = TYPES[ggml_type]
     parts = blocks.reshape(-1, kind.layout.size)
     if kind.plain is None:
-        steps = _float16(parts[:, 208:210]) * parts[:, 192:208].view(np.int8).astype(np.float32)
-        offsets = np.zeros_like(steps)
+        scales = parts[:, 192:208].view(np.int8)
+        minima = np.zeros_like(scales)
+        units = _float16(parts[:, 208:210])
+        minimum_units = np.zeros_like(units)
     else:
         low, middle, high = (parts[:, at : at + 4] for at in (4, 8, 12))
         scales = np.concatenate([low & 63, high & 15 | low >> 6 << 4], axis=1)
         minima = np.concatenate([middle & 63, high >> 4 | middle >> 6 << 4], axis=1)
-        steps, offsets = _float16(parts[:, 0:2]) * scales, _float16(parts[:, 2:4]) * minima
+        units, minimum_units = _float16(parts[:, 0:2]), _float16(parts[:, 2:4])
     n_rows = len(blocks)
-    return Grid(steps.reshape(n_rows, -1), offsets.reshape(n_rows, -1), kind.block, kind.lowest, kind.highest)
+    return Grid(
+        units.reshape(n_rows, -1),
+        minimum_units.reshape(n_rows, -1),
+        scales.astype(np.float32).reshape(n_rows, -1),
+        minima.astype(np.float32).reshape(n_rows, -1),
+        kind.block,
+        kind.lowest,
+        kind.highest,
+    )
 
 
 def with_values(
     blocks: NDArray[np.uint8], ggml_type: GGMLQuantizationType, grid: Grid, values: Floats
 ) -> NDArray[np.uint8]:
-    """The blocks with the levels that decode to `values` (n_rows, n_columns), which lie on their grid."""
+    """The blocks with the scales of `grid`, which has their units, and the levels that decode to `values`.
+
+    `values` (n_rows, n_columns) lie on the grid.
+    """
     kind = TYPES[ggml_type]
     parts = blocks.copy().reshape(-1, kind.layout.size)
     n_blocks = SUPER_BLOCK // kind.block
+    scales, minima = grid.scales.reshape(-1, n_blocks), grid.minima.reshape(-1, n_blocks)
+    if kind.plain is None:
+        parts[:, 192:208] = scales.astype(np.int8).view(np.uint8)
+    else:
+        kernels.pack_6_bits(scales.astype(np.uint8), minima.astype(np.uint8), parts)
     kernels.write_levels(
         kind, np.ascontiguousarray(values), grid.steps.reshape(-1, n_blocks), grid.offsets.reshape(-1, n_blocks), parts
     )

@@ -146,10 +146,15 @@ def _affine_scales(
         d, scale_levels = _plain_6_bits(scales)
         d_min, minimum_levels = _plain_6_bits(minima)
     blocks[:, 0:4] = np.stack([d, d_min], axis=1).view(np.uint8)
-    for at, levels in ((4, scale_levels), (8, minimum_levels)):
-        blocks[:, at : at + 4] = levels[:, :4] | (levels[:, 4:] >> 4) << 6
-    blocks[:, 12:16] = scale_levels[:, 4:] & 15 | (minimum_levels[:, 4:] & 15) << 4
+    pack_6_bits(scale_levels, minimum_levels, blocks)
     return d.astype(_F)[:, None] * scale_levels, d_min.astype(_F)[:, None] * minimum_levels
+
+
+def pack_6_bits(scales: Bytes, minima: Bytes, blocks: Bytes) -> None:
+    """Write the 6-bit scales and minima (n_super_blocks, 8) of Q4_K and Q5_K into their `blocks`."""
+    for at, levels in ((4, scales), (8, minima)):
+        blocks[:, at : at + 4] = levels[:, :4] | (levels[:, 4:] >> 4) << 6
+    blocks[:, 12:16] = scales[:, 4:] & 15 | (minima[:, 4:] & 15) << 4
 
 
 def _plain_6_bits(values: Floats) -> tuple[NDArray[np.float16], Bytes]:

@@ -4,7 +4,7 @@ Source: transformers' `modeling_gpt_neox.py`. Weights have the names of the GGUF
 the checkpoint: the rows of `attn_qkv` are (head, [q, k, v], head_dim).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,12 @@ from convert.model.gpt_neox import GELU_FORMS, Hyperparameters
 
 Observe = Callable[[str, torch.Tensor], None]
 """Called with the name of a weight of the layer ("attn_qkv.weight") and the inputs (n_tokens, n_columns) it meets."""
+
+Steps = Generator[tuple[str, torch.Tensor], None, torch.Tensor]
+"""Gives the name of a weight of the layer and its inputs, before it is used; returns a result."""
+
+MATRICES = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+"""A layer's matrices in the order in which they are used."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +74,41 @@ def run_layer(
     sees, where that is not all before it.
     """
 
-    def linear(name: str, inputs: torch.Tensor) -> torch.Tensor:
+    steps = layer_steps(hidden, weights, hparams, angles, mask)
+    while True:
+        try:
+            name, inputs = next(steps)
+        except StopIteration as end:
+            result: torch.Tensor = end.value
+            return result
         if observe is not None:
-            observe(f"{name}.weight", inputs)
+            observe(name, inputs)
+        del inputs
+
+
+def layer_steps(
+    hidden: torch.Tensor,
+    weights: Mapping[str, torch.Tensor],
+    hparams: Hyperparameters,
+    angles: Rotary,
+    mask: torch.Tensor | None = None,
+) -> Steps:
+    """`run_layer` step by step: stops before each of MATRICES, which is looked up when it goes on."""
+
+    def linear(name: str, inputs: torch.Tensor) -> Steps:
+        yield f"{name}.weight", inputs
         return functional.linear(inputs, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
     def normalized(name: str, inputs: torch.Tensor) -> torch.Tensor:
         return layer_norm(inputs, weights[f"{name}.weight"], weights[f"{name}.bias"], hparams)
 
-    qkv = linear("attn_qkv", normalized("attn_norm", hidden))
-    attended = hidden + linear("attn_output", _attention(qkv, hparams, angles, mask))
-    up = linear("ffn_up", normalized("ffn_norm", hidden if hparams.use_parallel_residual else attended))
+    qkv = yield from linear("attn_qkv", normalized("attn_norm", hidden))
+    attended = hidden + (yield from linear("attn_output", _attention(qkv, hparams, angles, mask)))
+    del qkv
+    up = yield from linear("ffn_up", normalized("ffn_norm", hidden if hparams.use_parallel_residual else attended))
     approximate = "tanh" if GELU_FORMS[hparams.hidden_act] == "tanh" else "none"
-    return attended + linear("ffn_down", functional.gelu(up, approximate=approximate))
+    up = functional.gelu(up, approximate=approximate)
+    return attended + (yield from linear("ffn_down", up))
 
 
 def layer_norm(
