@@ -72,7 +72,7 @@ def written(tokens: list[int], tokenizer: Tokenizer) -> Any:
     return json.loads(b"".join(tokenizer.pieces[token] for token in tokens))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=200)
 @given(schema=schemas(), more=st.integers(0, 30), seed=st.integers(0, 2**32 - 2), temperature=st.sampled_from([0, 1.0]))
 def test_whatever_the_logits_the_answer_is_valid(
     vocab: Any,
@@ -120,7 +120,7 @@ def test_the_fewest_tokens_are_no_more_than_the_tokenizers(
         text = unicodedata.normalize("NFC", raw)  # as the tokenizer does
         found = segmentation.fewest(text.encode())
         assert b"".join(tokenizer.pieces[token] for token in found) == text.encode()
-        assert len(found) == segmentation.n_fewest(text.encode()) <= len(tokenizer.encode(text))
+        assert len(found) <= len(tokenizer.encode(text))
 
 
 def test_a_vocabulary_that_does_not_have_all_bytes_is_none_for_it(segmentation: Segmentation) -> None:

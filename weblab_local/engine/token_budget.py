@@ -21,7 +21,9 @@ class TokenBudget:
         self._segmentation = segmentation
         self._end = end
         self._position = self._completion.start
-        self._known: dict[Position, float] = {}
+        self._known: dict[Position, list[int]] = {}
+        self._plan: list[int] | None = None
+        """What is left of the shortest end that was found last. From behind one of its tokens another may have more."""
 
     @property
     def is_complete(self) -> bool:
@@ -35,13 +37,15 @@ class TokenBudget:
 
     def way_out(self) -> int:
         """The first of them, or the end itself where the answer is complete."""
-        return (self._segmentation.fewest(self._completion.shortest(self._position)) or [self._end])[0]
+        if self._plan is None:
+            self._plan = self._tokens(self._position)
+        return (self._plan or [self._end])[0]
 
     def allows(self, token: int, n_left: int) -> bool:
         """Whether the answer can still be brought to its end when `token` is the first of `n_left`."""
         text = self._segmentation.pieces[token]
-        if not text:  # an end of text, which the grammar allows where the answer is complete
-            return True
+        if not text:  # an end of text, or another special token, which would only take room
+            return self.is_complete
         position = self._completion.after(self._position, text)
         if position is None:
             return False
@@ -52,11 +56,13 @@ class TokenBudget:
         position = self._completion.after(self._position, self._segmentation.pieces[token])
         assert position is not None
         self._position = position
+        self._plan = self._plan[1:] if self._plan and self._plan[0] == token else None
 
     def _n_tokens(self, position: Position) -> float:
-        if math.isinf(self._completion.cost(position)):
-            return math.inf
+        return math.inf if math.isinf(self._completion.cost(position)) else len(self._tokens(position))
+
+    def _tokens(self, position: Position) -> list[int]:
         found = self._known.get(position)
         if found is None:
-            found = self._known[position] = self._segmentation.n_fewest(self._completion.shortest(position))
+            found = self._known[position] = self._segmentation.fewest(self._completion.shortest(position))
         return found

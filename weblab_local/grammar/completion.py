@@ -77,7 +77,8 @@ class Completion:
             found = filter(None, (_completed(head, position.begun) for head in position.heads))
             text, rest = min(found, key=lambda one: len(one[0]) + _cost(one[1]))
             return text[len(position.begun) :] + _shortest(rest)
-        return _shortest(min(position.heads, key=_cost))
+        least = min(map(_cost, position.heads))
+        return min(_shortest(head) for head in position.heads if _cost(head) == least)
 
     def _ahead(self, node: Node, rest: Ahead | None) -> Ahead:
         key = id(node), id(rest)

@@ -37,11 +37,6 @@ class Segmentation:
             start += len(table.pieces[start])
         return ids
 
-    def n_fewest(self, text: bytes) -> int:
-        """How many they are."""
-        table = self._table(text)
-        return table.counts[len(table.text) - len(text)]
-
     def _table(self, text: bytes) -> _Table:
         """One whose text ends with `text`."""
         tables = tuple(self._tables)
