@@ -19,7 +19,7 @@ def main(
     source: Annotated[str, typer.Argument(help="A checkpoint's folder, or a Hub id like owner/name.")] = DEFAULT_SOURCE,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     quant: Annotated[
-        str, typer.Option(help="One or several of F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_K_S Q4_0 IQ4_XS Q3_K_M W4.")
+        str, typer.Option(help="One or several of F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_K_S Q4_0 IQ4_XS Q3_K_M W4 W3.")
     ] = "Q4_K_M",
     output: Annotated[
         Path | None, typer.Option(help="Folder for the result; default: where the program looks.")

@@ -68,9 +68,10 @@ def run(request: Request) -> list[Path]:
     mixtures = list(dict.fromkeys(mixture(name) for name in request.quantizations))
     if not mixtures:
         raise ConversionError("No quantization was given.", f"Choose from: {', '.join(ALL)}.")
-    if request.low_disk and any(found.compensated for found in mixtures):
+    compensated = next((found.name for found in mixtures if found.compensated), "")
+    if request.low_disk and compensated:
         raise ConversionError(
-            "W4 reads the checkpoint again when it is converted, and --low-disk keeps none of it.",
+            f"{compensated} reads the checkpoint again when it is converted, and --low-disk keeps none of it.",
             "Leave --low-disk out, or choose Q4_K_M.",
         )
     require_tokenizer_folder(request.tokenizer)
@@ -183,7 +184,7 @@ def _path(request: Request, name: str, mixture: Mixture) -> Path:
 def _recipe(request: Request, mixture: Mixture, imatrix: "Importance", adapters: Sequence[Adapter]) -> dict[str, Any]:
     recipe: dict[str, Any] = {"mixture": mixture.name, "chat_template": request.chat_template}
     if mixture.compensated:
-        recipe |= {"compensation": _compensation().recipe()}
+        recipe |= {"compensation": _compensation(mixture).recipe()}
     if request.tokenizer is not None:
         files = [path for name in TOKENIZER_FILES if (path := request.tokenizer / name).is_file()]
         recipe |= {"tokenizer": {path.name: sha256(path) for path in files}}
@@ -192,12 +193,14 @@ def _recipe(request: Request, mixture: Mixture, imatrix: "Importance", adapters:
     return recipe if imatrix is None else recipe | {"imatrix": imatrix.record}
 
 
-def _compensation() -> ModuleType:
-    """The module, which needs Numba and torch."""
+def _compensation(mixture: Mixture) -> ModuleType:
+    """The module that rounds this one; it needs Numba and torch."""
     try:
         return importlib.import_module("convert.calibration.compensation")
     except ImportError as error:
-        raise ConversionError(f"W4 cannot be made here: {error}.", "Run make install, or choose Q4_K_M.") from None
+        raise ConversionError(
+            f"{mixture.name} cannot be made here: {error}.", "Run make install, or choose Q4_K_M."
+        ) from None
 
 
 def _is_done(request: Request, path: Path, source: dict[str, Any], recipe: dict[str, Any]) -> bool:
@@ -275,8 +278,9 @@ def _convert(
         _say_imatrix(plan.imatrix, plan.without_importance)
     quantize.prepare({entry.ggml_type for planned in plan.outputs for entry in planned.tensors.values()}, say)
     refine = None
-    if any(planned.mixture.compensated for planned in plan.outputs):
-        refine = _compensation().prepare(checkpoint, plan, say)
+    compensated = [planned.mixture for planned in plan.outputs if planned.mixture.compensated]
+    if compensated:
+        refine = _compensation(compensated[0]).prepare(checkpoint, plan, say)
     verify = _verification(request, checkpoint, plan)
 
     def recipe(mixture: Mixture) -> dict[str, Any]:

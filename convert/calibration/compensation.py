@@ -1,4 +1,4 @@
-"""W4's rounding: levels are chosen so that the errors of neighbouring columns cancel in what the model computes.
+"""W4's and W3's rounding: the errors of neighbouring columns cancel in what the model computes.
 
 A weight rounded up is made up for by its neighbours, as far as their inputs move together: columns are rounded one
 after the other, and each makes up for the errors of those before it. That is the method of GPTQ (Frantar et al. 2022,
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from convert.calibration.moments import Moments, Part
 from convert.calibration.two_passes import TwoPasses
 from convert.model.gpt_neox import Tensor
-from convert.quantization.block_types import SUPER_BLOCK, TYPES
+from convert.quantization.block_types import GRIDS, SUPER_BLOCK
 from convert.quantization.dequantize import dequantize_rows
 from convert.quantization.grid import read_grid, with_values
 from convert.quantization.quantize import quantize_rows
@@ -154,7 +154,7 @@ class Compensation:
 
     def is_rounded(self, name: str) -> bool:
         """Whether that matrix is rounded here."""
-        return self._planned.tensors[name].ggml_type in TYPES
+        return self._planned.tensors[name].ggml_type in GRIDS
 
     def layer_matrix(self, name: str, weight: torch.Tensor, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a layer's matrix and its bias; both as the file has them, in the checkpoint's order of rows.
@@ -194,8 +194,9 @@ def prepare(checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None]) -> R
     tokenizer = read_tokenizer(checkpoint.tokenizer_folder)
     ids = sequences(calibration(), tokenizer, plan.hparams.eos_token_id, n_ctx, CALIBRATION_TOKENS)
     n_tokens = sum(map(len, ids))
+    names = " and ".join(planned.mixture.name for planned in plan.outputs if planned.mixture.compensated)
     say(
-        f"W4: when all is written, the full model and the rounded one read {n_tokens} tokens of calibration text, "
+        f"{names}: when all is written, the full model and the rounded one read {n_tokens} tokens of calibration text, "
         "layer by layer, and each layer is rounded by what both made of them. For the 10B that is an hour or two."
     )
 

@@ -59,7 +59,6 @@ _NEAREST_INT_LIMIT = _F(4194303)
 _MAGIC = _F(12582912)
 _GROUP_MAX_EPS = _F(1e-15)
 _TENTH = _F(0.1)
-_SIXTEEN, _SIXTEENTH = _F(16), _F(0.0625)
 _SUPER_BLOCK = _F(SUPER_BLOCK)
 
 
@@ -106,6 +105,7 @@ def write_levels(kind: BlockType, rows: Floats, steps: Floats, offsets: Floats, 
         blocks,
         layout.low_at,
         layout.low,
+        (1 << layout.low_bits * np.arange(layout.low.shape[1])).astype(_F),
         layout.high_at,
         layout.high,
         (1 << layout.high_bits * np.arange(layout.high.shape[1])).astype(_F),
@@ -479,6 +479,7 @@ def _write_levels(
     blocks: Bytes,
     low_at: int,
     low: Table,
+    low_units: Floats,
     high_at: int,
     high: Table,
     high_units: Floats,
@@ -491,7 +492,7 @@ def _write_levels(
     n_vectors = SUPER_BLOCK // LANES
     lower, upper = np.empty(SUPER_BLOCK, _F), np.empty(SUPER_BLOCK, _F)
     bottom, top, limit = splat(lowest), splat(highest), splat(_NEAREST_INT_LIMIT)
-    sixteen, sixteenth = splat(_SIXTEEN), splat(_SIXTEENTH)
+    above_low, inverse = splat(low_units[1]), splat(_ONE / low_units[1])
     all_bytes = blocks.reshape(-1)
     for index in range(len(blocks)):
         safe = bottom < top
@@ -501,13 +502,15 @@ def _write_levels(
             value = (value + splat(offsets[index, block])) / splat(steps[index, block])
             safe = safe & (absolute(value) < limit)
             level = _level(value, bottom, top) - bottom
-            above = floor(level * sixteenth)
-            store(lower, vector * LANES, level - above * sixteen)
+            above = floor(level * inverse)
+            store(lower, vector * LANES, level - above * above_low)
             store(upper, vector * LANES, above)
         start = index * blocks.shape[1]
         for row in range(len(low)):
-            first, second = load(lower, low[row, 0] * LANES), load(lower, low[row, 1] * LANES)
-            store_bytes(all_bytes, start + low_at + row * LANES, first + second * sixteen)
+            joined = splat(_ZERO)
+            for i in range(low.shape[1]):
+                joined = joined + load(lower, low[row, i] * LANES) * splat(low_units[i])
+            store_bytes(all_bytes, start + low_at + row * LANES, joined)
         for row in range(len(high)):
             joined = splat(_ZERO)
             for i in range(high.shape[1]):

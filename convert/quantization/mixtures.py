@@ -106,7 +106,19 @@ MIXTURES: dict[str, Mixture] = {
 W4 = Mixture("W4", LlamaFileType.MOSTLY_Q4_K_M, T.Q4_K, compensated=True)
 """This project's own: Q4_K in all layers, with levels that make up for each other's errors; no larger than Q4_K_M."""
 
-ALL = {**MIXTURES, W4.name: W4}
+W3 = Mixture(
+    "W3",
+    LlamaFileType.MOSTLY_Q3_K_M,
+    T.Q3_K,
+    {
+        matrix: [(lambda layer: layer.index == 0, T.Q5_K), (_first(18), T.Q4_K)]
+        for matrix in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+    },
+    compensated=True,
+)
+"""The same in Q3_K, but for the first layers, where 3 bits hurt most; the 10B then takes 4.92 GB."""
+
+ALL = {**MIXTURES, W4.name: W4, W3.name: W3}
 
 DEFAULT_MIXTURE = "Q4_K_M"
 
@@ -128,18 +140,27 @@ def tensor_types(
 ) -> dict[str, T]:
     """The ggml type of every tensor, from their shapes by GGUF name; see `tensor_type`."""
     types = {name: tensor_type(mixture, name, shape, n_layers, has_imatrix) for name, shape in shapes.items()}
-    return _w4_types(types, shapes, n_layers) if mixture is W4 else types
+    if mixture is W4:
+        return _w4_types(types, shapes, n_layers)
+    return types | _ends(T.Q6_K, shapes) if mixture is W3 else types
 
 
 def _w4_types(types: dict[str, T], shapes: Mapping[str, tuple[int, ...]], n_layers: int) -> dict[str, T]:
     """Where 4 bits hurt most, in embedding and output, 6 bits if the file is then no larger than Q4_K_M, else 5."""
-    ends = [name for name in ("token_embd.weight", "output.weight") if name in shapes]
     limit = _n_bytes(tensor_types(MIXTURES["Q4_K_M"], shapes, n_layers), shapes)
     for ggml_type in (T.Q6_K, T.Q5_K):
-        types |= {name: _fall_back(ggml_type, shapes[name][-1]) for name in ends}
+        types |= _ends(ggml_type, shapes)
         if _n_bytes(types, shapes) <= limit:
             break
     return types
+
+
+def _ends(ggml_type: T, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, T]:
+    return {
+        name: _fall_back(ggml_type, shapes[name][-1])
+        for name in ("token_embd.weight", "output.weight")
+        if name in shapes
+    }
 
 
 def _n_bytes(types: Mapping[str, T], shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from convert.quantization import lanes
-from convert.quantization.block_types import SUPER_BLOCK, TYPES
+from convert.quantization.block_types import GRIDS, SUPER_BLOCK
 from convert.quantization.grid import Grid
 from convert.quantization.kernels import compiled
 from convert.quantization.lanes import Lanes, all_true, equal, floor, load, rint, splat, store, where
@@ -34,7 +34,7 @@ def round_super_block(rows: Floats, ggml_type: GGMLQuantizationType, grid: Grid,
 
     `grid` is where the search for scales begins; `factor` (256, 256) is F.
     """
-    kind = TYPES[ggml_type]
+    kind = GRIDS[ggml_type]
     form = np.ascontiguousarray(factor @ factor.T)
     shares = np.ascontiguousarray((factor / factor.diagonal()).T)
     scales, minima = grid.scales.copy(), grid.minima.copy()

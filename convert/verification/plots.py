@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox, offset_copy
 from numpy.typing import NDArray
 
-from convert.quantization.mixtures import W4
+from convert.quantization.mixtures import ALL
 from convert.verification.report import FileReport
 
 Draw = Callable[[Axes, Sequence[FileReport]], None]
@@ -167,7 +167,7 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, Sequence[float], str]
     for number, (_, _, name) in enumerate(points):
         others = [box for i, of_point in enumerate(dots) if i != number for box in map(_around_dot, of_point)]
         at, reach = dots[number].mean(axis=0), np.ptp(dots[number][:, 1]) / 2
-        weight = "bold" if name == W4.name else "normal"
+        weight = "bold" if name in ALL and ALL[name].compensated else "normal"
         half = _half_size(axes, name, weight)
         for distance, direction in product(range(0, 100, 5), _DIRECTIONS):
             middle = at + direction * (half + np.array([12 + distance, 6 + reach + distance]))

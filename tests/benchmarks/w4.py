@@ -1,9 +1,9 @@
-"""W4 beside Q4_K_M on held-out Japanese: mean KL divergence of the whole file, and of its layers alone.
+"""W4 and W3 beside llama.cpp's mixtures on held-out Japanese: mean KL divergence of the whole file, and of its layers.
 
-    python -m tests.benchmarks.w4 CHECKPOINT JSQUAD [--texts 24] [--tokens 216]
+    python -m tests.benchmarks.w4 CHECKPOINT JSQUAD [--mixtures Q4_K_M W4 Q3_K_M W3] [--texts 24] [--tokens 216]
 
 CHECKPOINT: one with real structure, such as WEBLAB_TEST_DATA's weblab-mid. JSQUAD: JSQuAD's validation file, whose
-paragraphs and questions are put into the instruction template. transformers computes both in float32, on the weights
+paragraphs and questions are put into the instruction template. transformers computes all in float32, on the weights
 that the GGUFs decode to; for the layers alone embedding and output stay as they are in the checkpoint.
 """
 
@@ -23,6 +23,8 @@ from convert.reference.texts import read_tokenizer
 from convert.run import Request, run
 from convert.source.checkpoint import open_checkpoint
 from weblab_local.engine.prompt import instruction_prompt
+
+MIXTURES = ("Q4_K_M", "W4", "Q3_K_M", "W3")
 
 
 def prompts(jsquad: Path) -> list[str]:
@@ -65,10 +67,13 @@ def log_probabilities(model: GPTNeoXForCausalLM, sequences: list[list[int]]) -> 
 
 
 def main() -> None:
-    """Convert to both, print the table."""
-    parser = argparse.ArgumentParser(description="W4 beside Q4_K_M on held-out Japanese.")
+    """Convert to each, print the table."""
+    parser = argparse.ArgumentParser(description="W4 and W3 beside llama.cpp's mixtures on held-out Japanese.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("jsquad", type=Path)
+    parser.add_argument(
+        "--mixtures", nargs="+", default=MIXTURES, help="default: %(default)s; the first is compared with"
+    )
     parser.add_argument("--texts", type=int, default=24, help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=216, help="of each text; default: %(default)s")
     arguments = parser.parse_args()
@@ -81,10 +86,11 @@ def main() -> None:
     reference = log_probabilities(GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32), sequences)
     kl: dict[tuple[str, bool], float] = {}
     print(f"{folder.name}, {len(sequences)} texts of {arguments.tokens} tokens\n")
-    print("| mixture | bytes | in layers | mean KL | of Q4_K_M's | layers alone | of Q4_K_M's |")
+    first = arguments.mixtures[0]
+    print(f"| mixture | bytes | in layers | mean KL | of {first}'s | layers alone | of {first}'s |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as scratch:
-        for path in run(Request(str(folder), None, ["Q4_K_M", "W4"], Path(scratch))):
+        for path in run(Request(str(folder), None, arguments.mixtures, Path(scratch))):
             mixture = path.stem.rpartition("-")[2]
             for layers_only in (False, True):
                 model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -98,7 +104,7 @@ def main() -> None:
             cells = [f"{path.stat().st_size:,}", f"{in_layers:,}"]
             for layers_only in (False, True):
                 mean = kl[mixture, layers_only]
-                cells += [f"{mean:.6f}", f"{mean / kl['Q4_K_M', layers_only]:.2f}"]
+                cells += [f"{mean:.6f}", f"{mean / kl[first, layers_only]:.2f}"]
             print(f"| {mixture} | " + " | ".join(cells) + " |")
 
 

@@ -197,7 +197,13 @@ def test_a_build_for_a_graphics_card_that_is_not_found() -> None:
 def test_no_model_yet_on_machines_of_several_sizes() -> None:
     empty = replace(WELL, models=(DEMO,))
     assert command(empty, "no-model") == "make convert"
-    assert command(replace(empty, memory_available=8 * GB), "no-model") == "make convert QUANT=Q3_K_M"
+    assert command(replace(empty, memory_available=8 * GB), "no-model") == "make convert QUANT=W4"
+    assert command(replace(empty, memory_available=7 * GB), "no-model") == "make convert QUANT=W3"
+    small = replace(empty, memory_available=6 * GB)
+    assert command(small, "no-model") == "make convert QUANT=W3"
+    assert "--kv-type q8_0" in next(one.problem for one in advise(small))
+    in_pieces = replace(empty, memory_available=8 * GB, disk=Disk("/store", 20 * GB, 50 * GB))
+    assert command(in_pieces, "no-model") == "make convert QUANT=Q3_K_M LOW_DISK=1"
     assert command(replace(empty, disk=Disk("/store", 20 * GB, 50 * GB)), "no-model") == "make convert LOW_DISK=1"
 
 
@@ -283,7 +289,7 @@ def test_a_model_that_does_not_fit_comes_with_what_would(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("available", "mixture"), [(20 * GB, "Q6_K"), (9.2 * GB, "Q4_K_M"), (7.6 * GB, "IQ4_XS"), (5 * GB, "")]
+    ("available", "mixture"), [(20 * GB, "Q6_K"), (9.2 * GB, "Q4_K_M"), (8 * GB, "W4"), (7 * GB, "W3"), (5 * GB, "")]
 )
 def test_a_smaller_mixture_of_the_10b(available: float, mixture: str) -> None:
     assert smaller_mixture(10_710_000_000, int(1.44 * GB), int(available), below=11 * GB) == mixture

@@ -225,7 +225,7 @@ def test_what_a_refusal_says_would_fit_does_fit(ram: range) -> None:
 def test_a_model_that_is_too_large_is_refused_with_a_smaller_one() -> None:
     with pytest.raises(NotEnoughMemory, match=r"weblab-10b.gguf needs .* of memory") as refusal:
         plan_10b([], 7 * GIB, n_ctx=1024)
-    assert "the model in Q4_K_S" in refusal.value.remedy
+    assert "the model in W4" in refusal.value.remedy
     with pytest.raises(NotEnoughMemory) as refusal:
         plan_10b([], GIB)
     assert refusal.value.remedy == "Close other programs, or use a smaller model."

@@ -1,4 +1,4 @@
-"""W4: levels that make up for each other's errors, in an ordinary GGUF."""
+"""W4 and W3: levels that make up for each other's errors, in an ordinary GGUF."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from convert.calibration.compensation import DAMPING, SHARE, bias_shift, compens
 from convert.calibration.moments import Moments
 from convert.errors import ConversionError
 from convert.quantization import rounding
-from convert.quantization.block_types import TYPES
+from convert.quantization.block_types import GRIDS
 from convert.quantization.grid import read_grid, with_values
-from convert.quantization.mixtures import MIXTURES, W4, tensor_types
+from convert.quantization.mixtures import MIXTURES, W3, W4, tensor_types
 from convert.quantization.quantize import quantize_rows
 from convert.reference.texts import verification
 from convert.run import Request, run
@@ -34,7 +34,7 @@ from tests.support.llama import loaded
 
 Floats = NDArray[np.float32]
 
-KINDS = pytest.mark.parametrize("ggml_type", list(TYPES), ids=lambda t: t.name)
+KINDS = pytest.mark.parametrize("ggml_type", list(GRIDS), ids=lambda t: t.name)
 
 
 def weights(n_rows: int, n_columns: int, seed: int = 0) -> Floats:
@@ -229,6 +229,17 @@ def test_w4_is_no_larger_than_q4_k_m(hidden: int, layers: int, vocabulary: int, 
     assert size(w4, list(shapes)) <= size(standard, list(shapes))
 
 
+def test_w3_puts_the_10b_into_5_gb() -> None:
+    shapes = shapes_of(4864, 36, 50304)
+    types = tensor_types(W3, shapes, 36)
+    assert [types[f"blk.{n}.ffn_up.weight"] for n in range(36)] == [T.Q5_K, T.Q4_K, *[T.Q3_K] * 34]
+    assert {types["token_embd.weight"], types["output.weight"]} == {T.Q6_K}
+    matrices = sum(int(np.prod(quant_shape_to_byte_shape(shape, types[name]))) for name, shape in shapes.items())
+    biases_and_norms = 36 * (3 + 1 + 4 + 1 + 4) * 4864 * 4 + 2 * 4864 * 4
+    tokenizer = 3e6
+    assert matrices + biases_and_norms + tokenizer < 4.95e9
+
+
 @pytest.fixture(scope="module")
 def demo_w4(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path,) = converted(demo_checkpoint, tmp_path_factory.mktemp("w4"), "W4")
@@ -242,6 +253,21 @@ def test_w4_of_the_demo_is_an_ordinary_gguf(demo_w4: Path) -> None:
         ids = model.tokenize("日本の首都は".encode(), add_bos=False)
         model.eval(ids)
         assert model.n_tokens == len(ids)
+
+
+def test_w3_of_the_demo_is_an_ordinary_gguf(demo_checkpoint: Path, tmp_path: Path) -> None:
+    path, standard = converted(demo_checkpoint, tmp_path, "W3", "Q3_K_M")
+    types = {tensor.name: tensor.tensor_type for tensor in GGUFReader(path).tensors}
+    assert [types[f"blk.{i}.ffn_up.weight"] for i in range(4)] == [T.Q5_K, T.Q3_K, T.Q3_K, T.Q3_K]
+    with loaded(path) as model:
+        ids = model.tokenize("日本の首都は".encode(), add_bos=False)
+        assert len(list(zip(range(8), model.generate(ids, temp=0), strict=False))) == 8
+    report = verify_files(
+        open_checkpoint(demo_checkpoint), [path, standard], verification(), tmp_path / "kept", Options(800, 0)
+    )
+    assert report.passed
+    kl = {file.check.mixture: file.groups["all"].mean_kl for file in report.files}
+    assert kl["W3"] < 0.8 * kl["Q3_K_M"]
 
 
 def test_w4_is_closer_to_the_demo_than_q4_k_m(demo_w4: Path, demo_checkpoint: Path, tmp_path: Path) -> None:
@@ -272,13 +298,14 @@ def test_a_bias_may_differ_by_what_rounding_shifts_and_no_more(
     assert name in finding
 
 
-def test_w4_halves_what_q4_k_m_loses_of_a_trained_model(test_data: Path, tmp_path: Path) -> None:
+def test_w4_and_w3_lose_less_of_a_trained_model_than_q4_k_m(test_data: Path, tmp_path: Path) -> None:
     folder = test_data / "weblab-mid"
-    paths = converted(folder, tmp_path, "W4", "Q4_K_M")
+    paths = converted(folder, tmp_path, "W4", "Q4_K_M", "W3")
     report = verify_files(open_checkpoint(folder), paths, verification(), tmp_path / "kept", Options(1000, 0))
     kl = {file.check.mixture: file.groups["ja"].mean_kl for file in report.files}
     assert kl["W4"] < 0.5 * kl["Q4_K_M"]
-    assert paths[0].stat().st_size <= paths[1].stat().st_size
+    assert kl["W3"] < kl["Q4_K_M"]
+    assert paths[2].stat().st_size < paths[0].stat().st_size <= paths[1].stat().st_size
 
 
 def test_the_manifest_says_what_it_was_rounded_by(
