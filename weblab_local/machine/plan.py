@@ -34,8 +34,8 @@ from weblab_local.machine.placement import Placement
 from weblab_local.machine.tensor_limit import require_room_for_keys
 from weblab_local.sizes import memory_share
 
-BITS = {"Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.82, "Q4_K_M": 5.12, "Q4_K_S": 4.61, "IQ4_XS": 4.35, "Q3_K_M": 4.22}
-"""Bits per weight of the mixtures in the 10B, for advice."""
+BITS = {"Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.82, "Q4_K_M": 5.12, "W4": 4.6, "W3": 3.67}
+"""Bits per weight of the mixtures in the 10B, for advice; of those below Q4_K_M the ones that lose least."""
 
 
 @dataclass(frozen=True)
