@@ -68,7 +68,11 @@ def main(
         tokenizer=tokenizer and tokenizer.expanduser(),
         lora=lora or (),
     )
-    with reported("convert", "no unfinished model was left behind. The same command makes what is missing."):
+    with reported(
+        "convert",
+        "no unfinished model was left behind; of W4 and W3, what was rounded is kept. "
+        "The same command makes what is missing.",
+    ):
         paths = run(request)
     print(next_step(paths), file=sys.stderr)
     for path in paths:

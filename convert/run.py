@@ -29,7 +29,7 @@ from convert.writing import output
 from convert.writing.pipeline import Verify, convert, source_record
 from convert.writing.plan import Plan, check_room, make_plan
 from weblab_local.errors import WeblabError
-from weblab_local.files import sha256
+from weblab_local.files import allocated, partial_path, sha256
 from weblab_local.models.store import IMATRIX_SUFFIX, models_dir
 from weblab_local.shell import quoted
 from weblab_local.sizes import byte_count
@@ -257,9 +257,18 @@ def _convert(
     )
     for adapter in checkpoint.adapters:
         say(f"  with the adapter {adapter.name}, scale {adapter.scale:g}, merged into {source.name}")
+    refine = None
+    compensated = [planned.mixture for planned in plan.outputs if planned.mixture.compensated]
+    if compensated:
+        refine = _compensation(compensated[0]).Refinement(checkpoint, plan)
+        extra_disk += refine.disk
     for planned in plan.outputs:
         say(f"  {planned.mixture.name}: {planned.size} bytes ({byte_count(planned.size)}) to {planned.path}")
-        output.remove_leftovers(planned.path)
+        if refine is not None and refine.resumes(planned):
+            say(f"  goes on after the {refine.n_finished(planned)} layers that an interrupted run has rounded")
+            extra_disk -= allocated(partial_path(planned.path))
+        else:
+            output.remove_leftovers(planned.path)
         output.unverified_path(planned.path).unlink(missing_ok=True)
     room = check_room(plan, request.output_folder, extra_disk)
     say(
@@ -277,10 +286,13 @@ def _convert(
     if plan.imatrix is not None:
         _say_imatrix(plan.imatrix, plan.without_importance)
     quantize.prepare({entry.ggml_type for planned in plan.outputs for entry in planned.tensors.values()}, say)
-    refine = None
-    compensated = [planned.mixture for planned in plan.outputs if planned.mixture.compensated]
-    if compensated:
-        refine = _compensation(compensated[0]).prepare(checkpoint, plan, say)
+    if refine is not None:
+        names = " and ".join(mixture.name for mixture in compensated)
+        say(
+            f"{names}: when all else is written, the full model and the rounded one read {refine.n_tokens} tokens of "
+            "calibration text, layer by layer, and each layer is rounded by what both made of them. For the 10B that "
+            "is about an hour. Interrupted, the same command goes on with the layer it had reached."
+        )
     verify = _verification(request, checkpoint, plan)
 
     def recipe(mixture: Mixture) -> dict[str, Any]:

@@ -110,6 +110,12 @@ def private_folder(folder: Path) -> None:
         folder.chmod(PRIVATE_FOLDER)
 
 
+def allocated(path: Path) -> int:
+    """Bytes of disk that the file occupies, fewer than its size where it has holes."""
+    status = path.stat()
+    return min(status.st_size, status.st_blocks * 512) if hasattr(status, "st_blocks") else status.st_size
+
+
 def partial_path(path: Path) -> Path:
     """Return the name of `path` while it is being written."""
     return path.with_name(path.name + ".partial")

@@ -12,6 +12,8 @@ back in its bias. So the file is an ordinary GGUF, of the same size.
     two passes through the layers --(X and Y)--> moments of a matrix --> its blocks, and its bias --> the .partial file
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,19 +25,22 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from convert.calibration.moments import Moments, Part
+from convert.calibration.products import product, product_type
 from convert.calibration.two_passes import TwoPasses
 from convert.model.gpt_neox import Tensor
-from convert.quantization.block_types import GRIDS, SUPER_BLOCK
+from convert.quantization.block_types import SUPER_BLOCK
 from convert.quantization.dequantize import dequantize_rows
 from convert.quantization.grid import read_grid, with_values
 from convert.quantization.quantize import quantize_rows
 from convert.quantization.rounding import SWEEPS, round_super_block
+from convert.reference.reference import find_device
+from convert.reference.state import StateFile, identity
 from convert.reference.texts import calibration, describe, read_tokenizer, sequences
 from convert.reference.weights import Weights
 from convert.source.checkpoint import Checkpoint
-from convert.writing.output import OutputFile
-from convert.writing.pipeline import Refine
+from convert.writing.output import OutputFile, rounding_state
 from convert.writing.plan import Plan, PlannedOutput, available_cores
+from weblab_local.files import partial_path
 
 Floats = NDArray[np.float32]
 
@@ -56,10 +61,15 @@ _ROWS = 256
 """Rows that one thread rounds at a time."""
 
 
-def compensated(rows: Floats, ggml_type: GGMLQuantizationType, parts: Iterable[Part]) -> NDArray[np.uint8]:
-    """Quantize `rows` (n_rows, n_columns) to `ggml_type`, one of the kernels', with compensation: (n_rows, bytes)."""
+def compensated(
+    rows: Floats, ggml_type: GGMLQuantizationType, parts: Iterable[Part], dtype: torch.dtype = torch.float32
+) -> NDArray[np.uint8]:
+    """Quantize `rows` (n_rows, n_columns) to `ggml_type`, one of the kernels', with compensation: (n_rows, bytes).
+
+    `dtype` is what products are computed in, on the device where the parts are.
+    """
     with ThreadPoolExecutor(available_cores()) as pool:
-        return np.concatenate([_compensate(rows, ggml_type, part, pool) for part in parts], axis=1)
+        return np.concatenate([_compensate(rows, ggml_type, part, dtype, pool) for part in parts], axis=1)
 
 
 def bias_shift(rows: Floats, rounded: Floats, moments: Moments) -> Floats:
@@ -69,23 +79,26 @@ def bias_shift(rows: Floats, rounded: Floats, moments: Moments) -> Floats:
 
 
 def _compensate(
-    rows: Floats, ggml_type: GGMLQuantizationType, part: Part, pool: ThreadPoolExecutor
+    rows: Floats, ggml_type: GGMLQuantizationType, part: Part, dtype: torch.dtype, pool: ThreadPoolExecutor
 ) -> NDArray[np.uint8]:
+    device = part.product.device
     factor = _factor(part.product)
-    steer = torch.linalg.solve_triangular(factor, SHARE * part.lack, upper=True).T
-    weights = torch.from_numpy(np.ascontiguousarray(rows[:, part.columns]))
+    steer = torch.linalg.solve_triangular(factor, SHARE * part.lack, upper=True).T.to(dtype)
+    exact = torch.from_numpy(rows[:, part.columns])
+    weights = exact.to(device, dtype)
     errors = torch.empty_like(weights)
     blocks = []
-    for start in range(0, weights.shape[1], SUPER_BLOCK):
+    for start in range(0, exact.shape[1], SUPER_BLOCK):
         here = slice(start, start + SUPER_BLOCK)
         inside = factor[here, here].contiguous()
-        owed = weights @ steer[:, here] + errors[:, :start] @ factor[:start, here]
-        target = weights[:, here] + torch.linalg.solve_triangular(inside, owed, upper=True, left=False)
-        round_rows = partial(_round_rows, ggml_type=ggml_type, factor=inside.numpy())
-        rounded = pool.map(round_rows, target.contiguous().split(_ROWS))
-        found, values = zip(*rounded, strict=True)
+        owed = product(weights, steer[:, here], dtype)
+        owed += product(errors[:, :start], factor[:start, here], dtype)
+        owed = torch.linalg.solve_triangular(inside, owed, upper=True, left=False)
+        target = exact[:, here] + owed.cpu()
+        round_rows = partial(_round_rows, ggml_type=ggml_type, factor=inside.cpu().numpy())
+        found, values = zip(*pool.map(round_rows, target.split(_ROWS)), strict=True)
         blocks.append(np.concatenate(found))
-        errors[:, here] = weights[:, here] - torch.from_numpy(np.concatenate(values))
+        errors[:, here] = exact[:, here] - torch.from_numpy(np.concatenate(values))
     return np.concatenate(blocks, axis=1)
 
 
@@ -102,18 +115,21 @@ def _round_rows(
     return with_values(found, ggml_type, grid, values), values
 
 
-def _factor(product: torch.Tensor) -> torch.Tensor:
-    """F, upper triangular, with F F^T = X^T X with damping: float32 (n, n).
+def _factor(moments: torch.Tensor) -> torch.Tensor:
+    """F, upper triangular, with F F^T = X^T X with damping: float32 (n, n). `moments` is X^T X from its diagonal on.
 
     What rows q in place of rows w do to the outputs is (w - q) X^T X (w - q)^T, the squared length of (w - q) F, whose
     element k depends on the columns up to k alone. With other inputs X than the full model's Y, w (Y - X)^T X F^-T is
     added to (w - q) F.
     """
-    damped = product.double()
+    damped = moments.cpu().flip(0, 1)
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += DAMPING * diagonal.mean()
-    factor: torch.Tensor = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1).float()
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        lower = torch.linalg.cholesky(damped.double()).float()
+    factor: torch.Tensor = lower.flip(0, 1).to(moments.device)
     return factor
 
 
@@ -124,6 +140,7 @@ class Compensation:
         self._weights = weights
         self._planned = planned
         self._file = file
+        self._dtype = product_type(weights.device)
         self._tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in plan.tensors}
 
     def embedding(self, ids: NDArray[np.int64]) -> torch.Tensor:
@@ -138,7 +155,7 @@ class Compensation:
             blocks = quantize_rows(rows, ggml_type, self._planned.importance.get(name))
             return torch.from_numpy(dequantize_rows(blocks, ggml_type))
         rows = self._weights.read(name).cpu().numpy()
-        blocks = compensated(rows, ggml_type, [self._readers_of_the_embedding()])
+        blocks = compensated(rows, ggml_type, [self._readers_of_the_embedding()], self._dtype)
         self._file.write_at(self._planned.position(name), blocks)
         return torch.from_numpy(dequantize_rows(blocks[ids], ggml_type))
 
@@ -152,9 +169,18 @@ class Compensation:
             product.addmm_(rows.T, rows)
         return Part(slice(0, n_columns), product, torch.zeros_like(product))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are computed in."""
+        return self._dtype
+
     def is_rounded(self, name: str) -> bool:
         """Whether that matrix is rounded here."""
-        return self._planned.tensors[name].ggml_type in GRIDS
+        return self._planned.is_compensated(name)
+
+    def flush(self) -> None:
+        """What was rounded until now is on the disk."""
+        self._file.flush()
 
     def layer_matrix(self, name: str, weight: torch.Tensor, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a layer's matrix and its bias; both as the file has them, in the checkpoint's order of rows.
@@ -180,31 +206,59 @@ class Compensation:
     def _write(self, name: str, rows: Floats, moments: Moments) -> Floats:
         """Write `rows` in the file's order; what they were rounded to."""
         ggml_type = self._planned.tensors[name].ggml_type
-        blocks = compensated(rows, ggml_type, moments.parts())
+        blocks = compensated(rows, ggml_type, moments.parts(), self._dtype)
         self._file.write_at(self._planned.position(name), blocks)
         return dequantize_rows(blocks, ggml_type)
 
 
-def prepare(checkpoint: Checkpoint, plan: Plan, say: Callable[[str], None]) -> Refine:
-    """What `pipeline.convert` calls to round the matrices of a compensated output; says what it will cost.
+class Refinement:
+    """What `pipeline.convert` rounds the matrices of a compensated output with, from layer to layer.
 
-    The inputs are those that the checkpoint makes of CALIBRATION_TOKENS tokens of the project's calibration texts.
+    The inputs are those that the checkpoint makes of CALIBRATION_TOKENS tokens of the project's calibration texts. How
+    far it has come is kept beside the output, so that it can be interrupted.
     """
-    n_ctx = min(CALIBRATION_CONTEXT, plan.hparams.max_position_embeddings)
-    tokenizer = read_tokenizer(checkpoint.tokenizer_folder)
-    ids = sequences(calibration(), tokenizer, plan.hparams.eos_token_id, n_ctx, CALIBRATION_TOKENS)
-    n_tokens = sum(map(len, ids))
-    names = " and ".join(planned.mixture.name for planned in plan.outputs if planned.mixture.compensated)
-    say(
-        f"{names}: when all is written, the full model and the rounded one read {n_tokens} tokens of calibration text, "
-        "layer by layer, and each layer is rounded by what both made of them. For the 10B that is an hour or two."
-    )
 
-    def refine(planned: PlannedOutput, file: OutputFile, progress: Callable[[int, int], None]) -> None:
-        with Weights(checkpoint, plan.hparams, torch.device("cpu")) as weights:
-            TwoPasses(weights, plan.hparams, Compensation(weights, plan, planned, file)).run(ids, progress)
+    def __init__(self, checkpoint: Checkpoint, plan: Plan) -> None:
+        n_ctx = min(CALIBRATION_CONTEXT, plan.hparams.max_position_embeddings)
+        tokenizer = read_tokenizer(checkpoint.tokenizer_folder)
+        found = sequences(calibration(), tokenizer, plan.hparams.eos_token_id, n_ctx, CALIBRATION_TOKENS)
+        self._checkpoint = checkpoint
+        self._plan = plan
+        self._ids = [np.asarray(ids, np.int64) for ids in found]
+        self._device = find_device("auto")
 
-    return refine
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the calibration texts."""
+        return sum(map(len, self._ids))
+
+    @property
+    def disk(self) -> int:
+        """Bytes that it takes to keep how far this has come, while that is written anew."""
+        return 2 * 2 * 4 * self.n_tokens * self._plan.hparams.hidden_size
+
+    def resumes(self, planned: PlannedOutput) -> bool:
+        """Whether an earlier run was interrupted in rounding this output, and what it had written is there."""
+        return planned.mixture.compensated and partial_path(planned.path).exists() and self.n_finished(planned) > 0
+
+    def n_finished(self, planned: PlannedOutput) -> int:
+        """Layers that an earlier run has rounded."""
+        finished = self._state(planned).load()
+        return 0 if finished is None else finished.layers
+
+    def __call__(self, planned: PlannedOutput, file: OutputFile, progress: Callable[[int, int], None]) -> None:
+        """Round, and write into the file."""
+        with Weights(self._checkpoint, self._plan.hparams, self._device) as weights:
+            rounder = Compensation(weights, self._plan, planned, file)
+            TwoPasses(weights, self._plan.hparams, rounder).run(self._ids, progress, self._state(planned))
+
+    def _state(self, planned: PlannedOutput) -> StateFile:
+        key = identity(self._checkpoint, self._ids) | {
+            "recipe": recipe(),
+            "products": str(product_type(self._device)),
+            "header": hashlib.sha256(planned.header).hexdigest(),
+        }
+        return StateFile(rounding_state(planned.path), json.dumps(key))
 
 
 def recipe() -> dict[str, Any]:

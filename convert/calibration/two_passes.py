@@ -7,6 +7,7 @@ So a layer is read once, and computed once in each model.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from convert.calibration.moments import Moments
 from convert.errors import CheckpointError
 from convert.model.gpt_neox import Hyperparameters
 from convert.reference.forward import MATRICES, Steps, layer_norm, layer_steps, rotary
+from convert.reference.state import Finished, StateFile
 from convert.reference.weights import Weights
 
 Progress = Callable[[int, int], None]
@@ -26,8 +28,15 @@ Progress = Callable[[int, int], None]
 class Rounder(Protocol):
     """What rounds, as `compensation.Compensation`."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are computed in."""
+
     def embedding(self, ids: NDArray[np.int64]) -> torch.Tensor:
         """Round the embedding; its rows for these token ids."""
+
+    def flush(self) -> None:
+        """What was rounded until now is on the disk."""
 
     def is_rounded(self, name: str) -> bool:
         """Whether that matrix is rounded; another stays as it is in the full model."""
@@ -56,31 +65,55 @@ class TwoPasses:
         self._rounder = rounder
 
     @torch.inference_mode()
-    def run(self, ids: Sequence[Sequence[int]], progress: Progress) -> None:
-        """Take these sequences of token ids through both models, by which all layers and the output are rounded."""
-        joined = np.concatenate([np.asarray(sequence, np.int64) for sequence in ids])
-        ends = list(accumulate(len(sequence) for sequence in ids))
-        full = self._weights.gather("token_embd.weight", joined)
-        rounded = self._rounder.embedding(joined).to(full.device)
+    def run(self, ids: Sequence[NDArray[np.int64]], progress: Progress, state: StateFile) -> None:
+        """Take these sequences of token ids through both models, by which all layers and the output are rounded.
+
+        `state` is written after each layer; a run with the same key goes on where it ends.
+        """
+        hidden, n_layers = self._hparams.hidden_size, self._hparams.num_hidden_layers
+        matrices = [f"blk.{number}.{name}.weight" for number in range(n_layers) for name in MATRICES]
+        finished = state.load()
+        if finished is None:
+            first = 0
+            left = ["token_embd.weight", *matrices, "output.weight"]
+        else:
+            first = finished.layers
+            left = [*matrices[first * len(MATRICES) :], "output.weight"]
+        done = self._counted(left, progress)
+        if finished is None:
+            joined = np.concatenate(ids)
+            full = self._weights.gather("token_embd.weight", joined)
+            rounded = self._rounder.embedding(joined).to(full.device)
+            done()
+        else:
+            full, rounded = torch.from_numpy(finished.hidden).to(self._weights.device).chunk(2)
+        ends = list(accumulate(map(len, ids)))
         texts = [_Text(full[start:end], rounded[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
-        n_layers, hidden = self._hparams.num_hidden_layers, self._hparams.hidden_size
-        layer_size = 4 * hidden * hidden + 2 * hidden * self._hparams.intermediate_size
-        total = n_layers * layer_size + self._hparams.vocab_size * hidden
-        for number in range(n_layers):
-            self._layer(number, texts)
-            progress(2 * layer_size * (number + 1), 2 * total)
+        del full, rounded
+        for number in range(first, n_layers):
+            self._layer(number, texts, done)
+            self._rounder.flush()
+            both = torch.cat([text.full for text in texts] + [text.rounded for text in texts])
+            state.save(Finished(number + 1, both.cpu().numpy(), {}))
+            del both
         if self._rounder.is_rounded("output.weight"):
             norm, bias = self._weights.read("output_norm.weight"), self._weights.read("output_norm.bias")
-            moments = Moments(hidden, centred=False)
+            moments = self._moments(hidden, centred=False)
             for text in texts:
                 moments.add(*(layer_norm(found, norm, bias, self._hparams) for found in (text.rounded, text.full)))
             del texts
             self._rounder.output(moments)
-        progress(2 * total, 2 * total)
+        done()
 
-    def _layer(self, number: int, texts: Sequence[_Text]) -> None:
+    def _counted(self, names: Sequence[str], progress: Progress) -> Callable[[], None]:
+        """What is called when each of these matrices is done, in their order."""
+        sizes = [2 * prod(self._weights.shape(name)) for name in names]
+        so_far = accumulate(sizes)
+        return lambda: progress(next(so_far), sum(sizes))
+
+    def _layer(self, number: int, texts: Sequence[_Text], done: Callable[[], None]) -> None:
         """Take the texts through a layer, in the place of their hidden states."""
-        full = self._weights.layer(number)
+        full = self._weights.layer(number, matrices=False)
         rounded = dict(full)
         angles = rotary(self._hparams, max(len(text.full) for text in texts), texts[0].full.device)
         steps = [
@@ -92,17 +125,21 @@ class TwoPasses:
         ]
         used = None
         for matrix in MATRICES:
-            weight = full[f"{matrix}.weight"]
-            moments = Moments(weight.shape[1])
+            name = f"blk.{number}.{matrix}.weight"
+            moments = self._moments(self._weights.shape(name)[1])
             for pair in steps:
                 moments.add(*(next(model)[1] for model in pair))
             if used is not None:
                 del full[f"{used}.weight"], rounded[f"{used}.weight"]
             used = matrix
-            name = f"blk.{number}.{matrix}.weight"
+            weight = self._weights.read(name)
+            full[f"{matrix}.weight"] = rounded[f"{matrix}.weight"] = weight.to(self._rounder.dtype)
             if self._rounder.is_rounded(name):
-                changed = self._rounder.layer_matrix(name, weight, moments)
-                rounded[f"{matrix}.weight"], rounded[f"{matrix}.bias"] = changed
+                values, rounded[f"{matrix}.bias"] = self._rounder.layer_matrix(name, weight, moments)
+                rounded[f"{matrix}.weight"] = values.to(self._rounder.dtype)
+                del values
+            del weight, moments
+            done()
         for text, (in_rounded, in_full) in zip(texts, steps, strict=True):
             text.rounded, text.full = _result(in_rounded), _result(in_full)
             if not text.full.isfinite().all():
@@ -110,6 +147,9 @@ class TwoPasses:
                     f"The checkpoint computes NaN or infinite values in layer {number}.",
                     "The checkpoint is damaged, or its training diverged.",
                 )
+
+    def _moments(self, n_columns: int, centred: bool = True) -> Moments:
+        return Moments(n_columns, centred, dtype=self._rounder.dtype, device=self._weights.device)
 
 
 def _result(steps: Steps) -> torch.Tensor:

@@ -71,7 +71,7 @@ def run_layer(
     """The hidden states (n_tokens, hidden_size) of one sequence after a layer with these `weights`.
 
     A bias that is not among them is zero. `angles` are those of n_tokens positions or more. `mask`: what each token
-    sees, where that is not all before it.
+    sees, where that is not all before it. A matrix that is not in float32 is multiplied in its own type.
     """
 
     steps = layer_steps(hidden, weights, hparams, angles, mask)
@@ -97,7 +97,7 @@ def layer_steps(
 
     def linear(name: str, inputs: torch.Tensor) -> Steps:
         yield f"{name}.weight", inputs
-        return functional.linear(inputs, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+        return _linear(inputs, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
     def normalized(name: str, inputs: torch.Tensor) -> torch.Tensor:
         return layer_norm(inputs, weights[f"{name}.weight"], weights[f"{name}.bias"], hparams)
@@ -109,6 +109,14 @@ def layer_steps(
     approximate = "tanh" if GELU_FORMS[hparams.hidden_act] == "tanh" else "none"
     up = functional.gelu(up, approximate=approximate)
     return attended + (yield from linear("ffn_down", up))
+
+
+def _linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """In float32; the product alone is computed in the type of `weight`."""
+    if weight.dtype == inputs.dtype:
+        return functional.linear(inputs, weight, bias)
+    result = functional.linear(inputs.to(weight.dtype), weight).to(inputs.dtype)
+    return result if bias is None else result.add_(bias)
 
 
 def layer_norm(

@@ -23,8 +23,8 @@ class Weights:
     """
 
     def __init__(self, checkpoint: Checkpoint, hparams: Hyperparameters, device: torch.device) -> None:
+        self.device = device
         self._checkpoint = checkpoint
-        self._device = device
         self._tensors = {tensor.name: tensor for tensor in map_tensors(hparams, checkpoint.weight_map)}
         self._open: dict[str, dict[str, StoredTensor]] = {}
         self._stack = ExitStack()
@@ -50,21 +50,28 @@ class Weights:
         step = max(1, CHUNK_WEIGHTS // stored.data[:1].size)
         for at in range(first, last, step):
             rows[at - first : at - first + step] = stored.read(slice(at, min(at + step, last)))
-        return weights.to(self._device)
+        return weights.to(self.device)
 
     def gather(self, name: str, rows: NDArray[np.int64]) -> torch.Tensor:
         """These rows of a matrix: (len(rows), columns)."""
         stored = self._stored(name)
-        return torch.from_numpy(np.array(stored.read(rows))).to(self._device)
+        return torch.from_numpy(np.array(stored.read(rows))).to(self.device)
 
-    def layer(self, number: int) -> dict[str, torch.Tensor]:
-        """All weights of a layer by their names in it ("attn_qkv.weight"), without biases that it has not."""
+    def layer(self, number: int, matrices: bool = True) -> dict[str, torch.Tensor]:
+        """All weights of a layer by their names in it ("attn_qkv.weight"), without biases that it has not.
+
+        Without `matrices`, vectors alone.
+        """
         prefix = f"blk.{number}."
         return {
             name.removeprefix(prefix): self.read(name)
             for name, tensor in self._tensors.items()
-            if name.startswith(prefix) and tensor.source is not None
+            if name.startswith(prefix) and tensor.source is not None and (matrices or len(tensor.shape) == 1)
         }
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
+        return self._tensors[name].shape
 
     def _stored(self, name: str) -> StoredTensor:
         source = self._tensors[name].source

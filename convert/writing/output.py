@@ -1,6 +1,7 @@
 """A GGUF that is finished or absent, and the manifest that lets anybody check it later."""
 
 import json
+import os
 import platform
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +22,17 @@ MANIFEST_FORMAT = 1
 
 
 class OutputFile:
-    """A GGUF being written: header first, tensors at their offsets in any order and from any thread."""
+    """A GGUF being written: header first, tensors at their offsets in any order and from any thread.
 
-    def __init__(self, path: Path, size: int) -> None:
+    `resume`: what an earlier run has written and kept stays where it is not written again.
+    """
+
+    def __init__(self, path: Path, size: int, resume: bool = False) -> None:
         self.path = path
         self.partial = partial_path(path)
         self._size = size
-        self._file = self.partial.open("wb", buffering=0)
+        self._kept = False
+        self._file = self.partial.open("r+b" if resume else "wb", buffering=0)
         self._lock = threading.Lock()
 
     def write_at(self, offset: int, data: bytes | NDArray[Any]) -> None:
@@ -37,6 +42,14 @@ class OutputFile:
             self._file.seek(offset)
             while view:
                 view = view[self._file.write(view) or 0 :]
+
+    def flush(self) -> None:
+        """What was written until now is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def keep(self) -> None:
+        """What was written stays when this run is given up, for one that goes on with it."""
+        self._kept = True
 
     def close(self) -> None:
         """Everything is on the disk and the file has its full size; it still has its temporary name."""
@@ -79,9 +92,10 @@ class OutputFile:
         rename(self.partial, unverified_path(self.path))
 
     def discard(self) -> None:
-        """Remove what was written and has no final name yet."""
+        """Remove what was written and has no final name yet, unless it is kept."""
         self._file.close()
-        remove_leftovers(self.path)
+        if not self._kept:
+            remove_leftovers(self.path)
 
 
 def remove_leftovers(gguf_path: Path) -> None:
@@ -89,6 +103,12 @@ def remove_leftovers(gguf_path: Path) -> None:
     partial_path(gguf_path).unlink(missing_ok=True)
     _staged_manifest(gguf_path).unlink(missing_ok=True)
     _set_aside(gguf_path).unlink(missing_ok=True)
+    rounding_state(gguf_path).unlink(missing_ok=True)
+
+
+def rounding_state(gguf_path: Path) -> Path:
+    """Where it is kept how far the rounding of `gguf_path` has come."""
+    return gguf_path.with_name(gguf_path.name + ".rounding")
 
 
 def unverified_path(path: Path) -> Path:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -41,8 +42,19 @@ Progress = Callable[[int, int], None]
 Shown = Callable[[str], AbstractContextManager[Progress]]
 """Shows how far the work of that title is, as `progress.shown` does."""
 
-Refine = Callable[[PlannedOutput, OutputFile, Progress], None]
-"""Called with an output that is written but for its name, to improve on it."""
+REFINING_COST = 20
+"""Rounding a matrix with regard to its inputs takes about so many times as long as reading and quantizing it."""
+
+
+class Refine(Protocol):
+    """What rounds the matrices of a compensated output, when all else is written: `compensation.Refinement`."""
+
+    def __call__(self, planned: PlannedOutput, file: OutputFile, progress: Progress) -> None:
+        """Write these matrices and their biases into the file."""
+
+    def resumes(self, planned: PlannedOutput) -> bool:
+        """Whether an earlier run was interrupted in that, and what it had written is there."""
+
 
 Verify = Callable[[Sequence[Path]], Sequence[Mapping[str, Any] | None]]
 """Called with the finished files, which have no final name yet: the figures for each one's manifest, whose "passed"
@@ -62,8 +74,11 @@ def convert(
     Either every output has its final name at the end, with a manifest beside it, or an exception is raised and
     nothing is left, but for what `verify` lets fail: that is kept as .unverified. Raises ConversionError; whatever else
     interrupts (KeyboardInterrupt) passes through after the clean-up, or during `verify` after the files have their
-    names.
+    names. What `refine` had done until then is kept, and the next run goes on there.
     """
+    compensated = [planned.mixture.compensated for planned in plan.outputs]
+    if refine is None and any(compensated):
+        raise ValueError("a compensated output needs what refines it")
     done = 0
     total = plan.n_weights
     stages = Stages()
@@ -74,12 +89,14 @@ def convert(
             with checkpoint.open_shard(shard) as stored:
                 check_shard(checkpoint, shard, stored, plan.tensors)
     with ExitStack() as stack:
-        files = [_open_output(planned, stack) for planned in plan.outputs]
+        files = [_open_output(planned, stack, refine) for planned in plan.outputs]
         pool = ThreadPoolExecutor(plan.n_threads, thread_name_prefix="quantize")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         hashes: dict[str, str] = {}
         try:
-            with shown("converting") as progress:
+            with shown("converting") as whole:
+                parts = _parts(whole, 2 * total, [1, *(REFINING_COST for found in compensated if found)])
+                progress = next(parts)
                 for shard, tensors in _by_shard(checkpoint, plan.tensors).items():
                     with checkpoint.open_shard(shard) as stored, ShardReader(checkpoint.folder / shard) as reader:
                         if checkpoint.fetch is not None:
@@ -89,10 +106,9 @@ def convert(
                             progress(2 * done, 2 * total)
                         with stages.waiting("the reader"):
                             hashes[shard] = reader.sha256()
-            for planned, file in zip(plan.outputs, files, strict=True):
-                if planned.mixture.compensated and refine is not None:
-                    with shown(f"rounding {planned.mixture.name}") as progress:
-                        refine(planned, file, progress)
+                for planned, file in zip(plan.outputs, files, strict=True):
+                    if planned.mixture.compensated and refine is not None:
+                        refine(planned, file, next(parts))
             with stages.waiting("the disk to have the output"):
                 for file in files:
                     file.close()
@@ -117,6 +133,11 @@ def convert(
             if interruption is not None:
                 raise interruption
             return results
+        except KeyboardInterrupt:
+            for planned, file in zip(plan.outputs, files, strict=True):
+                if refine is not None and refine.resumes(planned):
+                    file.keep()
+            raise
         except OSError as error:
             raise OutputError(
                 f"Reading or writing failed: {error}.",
@@ -157,9 +178,22 @@ def _check(plan: Plan, files: Sequence[OutputFile]) -> list[Result]:
         ]
 
 
-def _open_output(planned: PlannedOutput, stack: ExitStack) -> OutputFile:
+def _parts(progress: Progress, total: int, costs: Sequence[int]) -> Iterator[Progress]:
+    """For each of the parts of the work, which have these `costs`, what shows in `progress` how far it is."""
+
+    def show(begin: int, cost: int, done: int, of: int) -> None:
+        progress(int(total * (begin + cost * (done / of)) / sum(costs)), total)
+
+    begin = 0
+    for cost in costs:
+        yield partial(show, begin, cost)
+        begin += cost
+
+
+def _open_output(planned: PlannedOutput, stack: ExitStack, refine: Refine | None) -> OutputFile:
+    resume = refine is not None and refine.resumes(planned)
     try:
-        file = OutputFile(planned.path, planned.size)
+        file = OutputFile(planned.path, planned.size, resume)
         stack.callback(file.discard)
         file.write_at(0, planned.header)
     except OSError as error:
@@ -281,7 +315,10 @@ def _write_chunk(chunk: _Chunk, outputs: Sequence[PlannedOutput], files: Sequenc
             f"The tensor {tensor.source} holds NaN or infinite weights.",
             "The checkpoint is damaged, or its training diverged; it cannot be converted.",
         )
-    wanted = {planned.tensors[tensor.name].ggml_type: planned.importance.get(tensor.name) for planned in outputs}
+    now = [
+        (planned, file) for planned, file in zip(outputs, files, strict=True) if not planned.is_compensated(tensor.name)
+    ]
+    wanted = {planned.tensors[tensor.name].ggml_type: planned.importance.get(tensor.name) for planned, _ in now}
     began, seconds["reading"] = clock(), clock() - began
     rows = None if all(stores_as(source, ggml_type) for ggml_type in wanted) else source.to_float32(data, which)
     if source.added and rows is not None and not np.isfinite(rows).all():
@@ -294,7 +331,7 @@ def _write_chunk(chunk: _Chunk, outputs: Sequence[PlannedOutput], files: Sequenc
         for ggml_type, importance in wanted.items()
     }
     began, seconds["quantizing"] = clock(), clock() - began
-    for planned, file in zip(outputs, files, strict=True):
+    for planned, file in now:
         entry = planned.tensors[tensor.name]
         position = planned.position(tensor.name) + start * (entry.nbytes // tensor.shape[0])
         file.write_at(position, blocks[entry.ggml_type])

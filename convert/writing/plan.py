@@ -15,6 +15,7 @@ from convert.errors import CheckpointError, OutputError
 from convert.model.gpt_neox import Hyperparameters, Tensor, hyperparameters, map_tensors
 from convert.model.metadata import TensorEntry, header_bytes, tensor_table
 from convert.model.vocab import Vocabulary, read_vocabulary
+from convert.quantization.block_types import GRIDS
 from convert.quantization.imatrix import ImatrixFile
 from convert.quantization.mixtures import Mixture, tensor_types
 from convert.source.checkpoint import Checkpoint
@@ -50,6 +51,11 @@ class PlannedOutput:
         """Bytes of the finished file."""
         last = list(self.tensors.values())[-1]
         return len(self.header) + last.offset + last.nbytes
+
+    def is_compensated(self, name: str) -> bool:
+        """Whether the tensor is written when the inputs of its matrix are known: that matrix, or its bias."""
+        matrix = self.tensors.get(f"{name.rpartition('.')[0]}.weight")
+        return self.mixture.compensated and matrix is not None and matrix.ggml_type in GRIDS
 
     def position(self, name: str) -> int:
         """Where the tensor's data begins, in bytes from the file's start."""

@@ -8,7 +8,7 @@ llama-server is llama.cpp's own, which batches too (`llama_server` compiles it o
 answer at a time. All have the same model, threads, batch and context, and the first two as many sequences, which share
 it. They stream greedy completions of the same prompts to 1, 2, 4 and 8 clients at once, each of them asking REQUESTS
 times. They are started by turns, each alone on the machine. The speed is that of all answers together that came to
-their end, from the first token of the first to the end of the last; with `--cpu-time` it is by the server's processor
+their end, from the first request to the end of the last answer; with `--cpu-time` it is by the server's processor
 time, with one thread, which other programs hardly change. The times to the first token are the clock's.
 
 The mixed load, for the servers that batch, has short and long prompts and `max_tokens` 1000, for which the context has
@@ -192,7 +192,7 @@ async def load(
         started = processor_time() if processor_time else 0.0
         done = [answer for found in await asyncio.gather(*map(one, range(n_clients))) for answer in found]
     begun = [answer for answer in done if answer.times]
-    seconds = max(answer.times[-1] for answer in begun) - min(answer.times[0] for answer in begun)
+    seconds = max(answer.times[-1] for answer in begun) - min(answer.sent for answer in done)
     if processor_time:
         seconds = processor_time() - started
     return Figures(

@@ -1,27 +1,39 @@
 """W4 and W3 beside llama.cpp's mixtures on held-out Japanese: mean KL divergence of the whole file, and of its layers.
 
     python -m tests.benchmarks.w4 CHECKPOINT JSQUAD [--mixtures Q4_K_M W4 Q3_K_M W3] [--texts 24] [--tokens 216]
+    python -m tests.benchmarks.w4 CHECKPOINT --time
 
 CHECKPOINT: one with real structure, such as WEBLAB_TEST_DATA's weblab-mid. JSQUAD: JSQuAD's validation file, whose
 paragraphs and questions are put into the instruction template. transformers computes all in float32, on the weights
 that the GGUFs decode to; for the layers alone embedding and output stay as they are in the checkpoint.
+
+With `--time`, of a checkpoint of two layers (`synthetic --layers 2`): the seconds that each matrix takes W4's rounding,
+and its memory.
 """
 
 import argparse
 import json
 import os
 import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGUFReader, dequantize
 from transformers import GPTNeoXForCausalLM
 
+from convert.calibration.two_passes import Progress, TwoPasses
 from convert.model.gpt_neox import hyperparameters, map_tensors
 from convert.reference.texts import read_tokenizer
 from convert.run import Request, run
 from convert.source.checkpoint import open_checkpoint
+from tests.benchmarks.measure import SAMPLE_INTERVAL, anonymous_memory
 from weblab_local.engine.prompt import instruction_prompt
 
 MIXTURES = ("Q4_K_M", "W4", "Q3_K_M", "W3")
@@ -66,11 +78,53 @@ def log_probabilities(model: GPTNeoXForCausalLM, sequences: list[list[int]]) -> 
     return [model(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in sequences]
 
 
+def time_rounding(folder: Path) -> None:
+    """Convert to W4, print a table of the times between one matrix that is done and the next."""
+    moments: list[tuple[str, float]] = []
+    original = TwoPasses._counted
+
+    def counted(passes: TwoPasses, names: Sequence[str], progress: Progress) -> Callable[[], None]:
+        left = iter(names)
+        moments.append(("", time.perf_counter()))
+        tell = original(passes, names, progress)
+
+        def done() -> None:
+            moments.append((next(left), time.perf_counter()))
+            tell()
+
+        return done
+
+    vars_of_class: Any = TwoPasses
+    vars_of_class._counted = counted
+    ended, peak = threading.Event(), [0]
+
+    def watch() -> None:
+        while not ended.wait(SAMPLE_INTERVAL):
+            peak[0] = max(peak[0], anonymous_memory(os.getpid()))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with tempfile.TemporaryDirectory() as scratch:
+        run(Request(str(folder), None, ["W4"], Path(scratch)))
+    ended.set()
+    watching.join()
+    layers: dict[str, float] = defaultdict(float)
+    print("| matrix | seconds |\n| --- | --- |")
+    for (_, before), (name, now) in pairwise(moments):
+        print(f"| {name} | {now - before:.1f} |")
+        layers[name.rpartition(".")[0].rpartition(".")[0]] += now - before
+    for name, seconds in layers.items():
+        if name.startswith("blk."):
+            print(f"| all of layer {name.removeprefix('blk.')} | {seconds:.1f} |")
+    print(f"\nMemory without page cache: {peak[0] / 1e9:.2f} GB")
+
+
 def main() -> None:
     """Convert to each, print the table."""
     parser = argparse.ArgumentParser(description="W4 and W3 beside llama.cpp's mixtures on held-out Japanese.")
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("jsquad", type=Path)
+    parser.add_argument("jsquad", type=Path, nargs="?")
+    parser.add_argument("--time", action="store_true", help="what takes how long, instead")
     parser.add_argument(
         "--mixtures", nargs="+", default=MIXTURES, help="default: %(default)s; the first is compared with"
     )
@@ -78,6 +132,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=216, help="of each text; default: %(default)s")
     arguments = parser.parse_args()
     os.environ["VERIFY"] = "0"
+    if arguments.time:
+        time_rounding(arguments.checkpoint)
+        return
+    if arguments.jsquad is None:
+        parser.error("JSQUAD is missing")
     folder = arguments.checkpoint
     tokenizer = read_tokenizer(folder)
     encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in prompts(arguments.jsquad)]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.engines import ENDLESS, ONE, engine_of, long_prompt
-from weblab_local.engine.pacing import CHANGED_AFTER, MEASURE_EVERY, UNNOTICED_SECONDS, Pacing
+from weblab_local.engine.pacing import CHANGED_AFTER, MEASURE_EVERY, PAUSE, UNNOTICED_SECONDS, Pacing
 from weblab_local.llama.context import BatchToken
 
 Cost = Callable[[int], float]
@@ -105,7 +105,64 @@ def test_one_slow_step_halves_the_chunk_at_most_and_the_rest_of_a_prompt_does_no
     pacing.computed(1, 1, cost(2))
     assert pacing.chunk(1) == before
     pacing.computed(1, before, 100.0)
-    assert pacing.chunk(1) == before // 2
+    assert next(n for n in read(pacing, cost, 10) if n) == before // 2
+
+
+def test_the_rest_of_a_short_prompt_is_read_at_once_and_then_made_up_for() -> None:
+    """Beside one answer, 40 tokens take 0.4 s more than a step of 0.05 s: a chunk of that step would be 5."""
+    pacing, cost = Pacing(), weights_then_tokens(0.04, 0.01)
+    assert pacing.chunk(0, 40) >= 40
+    pacing.computed(0, 40, cost(40))
+    read(pacing, cost, 1)
+    assert pacing.chunk(1, 40) == 40
+    pacing.computed(1, 40, cost(41))
+    assert 0 < pacing.chunk(1, 40) <= 40
+    pacing.computed(1, 40, cost(41))
+    without = 0
+    while not pacing.chunk(1, 40):
+        pacing.computed(1, 0, cost(1))
+        without += 1
+    assert without * cost(1) >= cost(41) - PAUSE
+
+
+def test_a_prompt_that_would_take_long_is_read_in_pieces() -> None:
+    pacing, cost = Pacing(), weights_then_tokens(0.04, 0.01)
+    pacing.computed(0, 40, cost(40))
+    read(pacing, cost, 1)
+    assert pacing.chunk(1, 400) < 10
+
+
+@given(
+    weights=st.floats(0, 0.5),
+    token=st.floats(0.0001, 0.1),
+    n_generating=st.integers(1, 8),
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40),
+)
+def test_answers_keep_half_of_their_speed_but_for_a_pause(
+    weights: float, token: float, n_generating: int, lengths: list[int]
+) -> None:
+    """Whatever prompts come, from any step on, in so many steps."""
+    pacing, cost = Pacing(), weights_then_tokens(weights, token)
+    alone = cost(n_generating)
+    allowed = max(2 * alone, UNNOTICED_SECONDS)
+    late = most = 0.0
+    for length in lengths:
+        left = length
+        while left:
+            n_prompt = min(pacing.chunk(n_generating, left), left)
+            pacing.computed(n_generating, n_prompt, cost(n_generating + n_prompt))
+            left -= n_prompt
+            late = max(0.0, late + cost(n_generating + n_prompt) - allowed)
+            most = max(most, late)
+    assert most <= 2 * PAUSE + alone + token
+
+
+def test_after_a_step_that_took_for_ever_prompts_are_read_again_soon() -> None:
+    """The machine slept."""
+    pacing, cost = Pacing(), weights_then_tokens(0.04, 0.01)
+    read(pacing, cost, 5)
+    pacing.computed(1, 4, 1e6)
+    assert sum(cost(1) for n in read(pacing, cost, 100)[: 2 * round(PAUSE / cost(1))] if n == 0) <= PAUSE + cost(1)
 
 
 def test_an_engine_whose_prompt_tokens_are_nearly_free_reads_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,9 @@ class Roster:
     def _prompts(self, n_generating: int, n_cells: int) -> list[Part]:
         """The pieces of prompts that are read beside generations which take `n_cells`."""
         reading = [running for running in self.running if running.in_prefill and running.waits_for is None]
-        room = min(self._n_batch - n_cells, self.pacing.chunk(n_generating))
+        shortest = min((running.n_to_read for running in reading), default=0)
+        to_end = shortest if len(reading) < 2 else -(-shortest * OLDEST_SHARE // (OLDEST_SHARE - 1))
+        room = min(self._n_batch - n_cells, self.pacing.chunk(n_generating, to_end))
         if all(running.request.reads_ahead for running in self.running):
             room = min(room, AHEAD)
         room = min(room, sum(running.n_to_read for running in reading))

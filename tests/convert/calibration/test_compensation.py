@@ -151,14 +151,49 @@ def test_outputs_are_closer_at_the_same_size(ggml_type: T, max_columns: int) -> 
     assert error(better) < 0.7 * error(plain)
 
 
-def test_moments_are_about_the_mean() -> None:
-    x, y = inputs(900, 512) + np.float32(30), inputs(900, 512) + np.float32(31)
+@pytest.mark.parametrize("n_columns", [512, 2560], ids=["one band", "several"])
+def test_moments_are_about_the_mean(n_columns: int) -> None:
+    x, y = (inputs(900, n_columns) + np.float32(mean) for mean in (30, 31))
     deviations = x - x.mean(axis=0, dtype=np.float64)
     (part,) = moments_of(x, y, centred=True).parts()
     lack = y.astype(np.float64) - x
     scale = np.abs(deviations.T @ deviations).max()
-    np.testing.assert_allclose(part.product.numpy(), deviations.T @ deviations, atol=1e-5 * scale)
+    upper = np.triu_indices(n_columns)
+    np.testing.assert_allclose(part.product.numpy()[upper], (deviations.T @ deviations)[upper], atol=1e-5 * scale)
     np.testing.assert_allclose(part.lack.numpy(), deviations.T @ (lack - lack.mean(axis=0)), atol=1e-5 * scale)
+
+
+def test_products_in_bfloat16_are_near_those_in_float64() -> None:
+    """On a processor that multiplies them; whichever computes them here."""
+    x = inputs(900, 1024)
+    y = x + np.random.default_rng(4).standard_normal(x.shape, np.float32) * np.float32(0.1)
+    moments = Moments(1024, centred=False, dtype=torch.bfloat16)
+    moments.add(torch.from_numpy(x), torch.from_numpy(y))
+    (part,) = moments.parts()
+    wanted = x.astype(np.float64).T @ (y.astype(np.float64) - x)
+    norm = np.linalg.norm
+    np.testing.assert_allclose(np.triu(part.product), np.triu(x.astype(np.float64).T @ x), rtol=1e-4, atol=1e-1)
+    assert norm(part.lack.numpy() - wanted) < 2**-7 * norm(wanted)
+
+
+def test_rounding_with_bfloat16_is_as_good() -> None:
+    rows, x = weights(64, 1024), inputs(4500, 1024)
+    full = x + np.random.default_rng(4).standard_normal(x.shape, np.float32) * np.float32(0.1)
+    wanted = full[4000:].astype(np.float64) @ rows.T
+
+    def error(dtype: torch.dtype) -> float:
+        blocks = compensated(rows, T.Q4_K, moments_of(x[:4000], full[:4000]).parts(), dtype)
+        return float(np.square(x[4000:].astype(np.float64) @ dequantize(blocks, T.Q4_K).T - wanted).mean())
+
+    assert error(torch.bfloat16) == pytest.approx(error(torch.float32), rel=0.02)
+
+
+def test_a_matrix_that_is_nearly_singular_is_factored() -> None:
+    """float32 cannot, float64 can: one input is a million times as large as the others, and hides them."""
+    x = inputs(300, 512)
+    x[:, 7] = x[:, 8] = 1e6
+    found = dequantize(compensated(weights(4, 512), T.Q4_K, moments_of(x).parts()), T.Q4_K)
+    assert np.isfinite(found).all()
 
 
 @KINDS
