@@ -3,12 +3,15 @@
 import logging
 from bisect import bisect_left
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gguf import quant_shape_to_byte_shape
 
+from convert.quantization.mixtures import ALL, tensor_types
 from tests.support.conversions import converted
 from tests.support.plans import assert_as_planned
 from weblab_local import load
@@ -19,7 +22,7 @@ from weblab_local.machine.devices import Device, list_devices
 from weblab_local.machine.footprint import CPU_BATCH, Shape
 from weblab_local.machine.offload import MARGIN, usable_bytes
 from weblab_local.machine.placement import Placement, read_placement
-from weblab_local.machine.plan import Plan, make_plan
+from weblab_local.machine.plan import BITS, Plan, make_plan
 from weblab_local.machine.repack import reads_prompts_faster
 from weblab_local.machine.tuning import PROMPT_BATCH
 from weblab_local.models import loading
@@ -220,6 +223,33 @@ def test_what_a_refusal_says_would_fit_does_fit(ram: range) -> None:
                     plan_10b([], available, n_ctx=int(value) + 1)
             elif key == "kv_type":
                 plan_10b([], available, n_ctx=8192, kv_type=value)
+
+
+def test_the_10b_in_w3_runs_on_8_gb() -> None:
+    """Q4_K_M's header, its tensors as much smaller as W3's bits are fewer."""
+    header = the_10b()
+    share = BITS["W3"] / BITS["Q4_K_M"]
+    tensors = {name: replace(tensor, nbytes=int(tensor.nbytes * share)) for name, tensor in header.tensors.items()}
+    smaller = replace(header, tensors=tensors)
+    plan = make_plan(smaller, [], 7 * 10**9, n_ctx=2048)
+    assert plan.total < 6.5e9
+    plan = make_plan(smaller, [], 6 * 10**9, n_ctx=2048, kv_type="q8_0")
+    assert plan.total < 5.8e9
+
+
+@pytest.mark.parametrize("name", ["W4", "W3"])
+def test_the_bits_that_advice_counts_with_are_the_mixtures(name: str) -> None:
+    shapes = {
+        "token_embd.weight": (50304, 4864),
+        "output.weight": (50304, 4864),
+        **{f"blk.{layer}.attn_qkv.weight": (3 * 4864, 4864) for layer in range(36)},
+        **{f"blk.{layer}.attn_output.weight": (4864, 4864) for layer in range(36)},
+        **{f"blk.{layer}.ffn_up.weight": (4 * 4864, 4864) for layer in range(36)},
+        **{f"blk.{layer}.ffn_down.weight": (4864, 4 * 4864) for layer in range(36)},
+    }
+    types = tensor_types(ALL[name], shapes, 36)
+    n_bytes = sum(prod(quant_shape_to_byte_shape(shape, types[tensor])) for tensor, shape in shapes.items())
+    assert n_bytes * 8 / sum(map(prod, shapes.values())) == pytest.approx(BITS[name], abs=0.01)
 
 
 def test_a_model_that_is_too_large_is_refused_with_a_smaller_one() -> None:
