@@ -15,6 +15,9 @@ MAX_COLUMNS = 6144
 _BAND = 1280
 """Rows of H that are computed at a time, from the diagonal on: what is left of it is the same."""
 
+_TOKENS = 2048
+"""Tokens whose products are added at a time: each time all of H is read and written."""
+
 
 @dataclass
 class Part:
@@ -52,6 +55,7 @@ class Moments:
         self._dtype = dtype
         self._n_tokens = 0
         self._centre = torch.zeros(n_columns, device=device)
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._sum = torch.zeros(n_columns, dtype=torch.float64)
         self._lack = torch.zeros(n_columns, dtype=torch.float64)
 
@@ -63,7 +67,15 @@ class Moments:
         self._sum += inputs.sum(dim=0).cpu()
         lacking = full - inputs
         self._lack += lacking.sum(dim=0).cpu()
-        moved = inputs - self._centre
+        self._waiting.append((inputs - self._centre, lacking))
+        if sum(len(moved) for moved, _ in self._waiting) >= _TOKENS:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        if not self._waiting:
+            return
+        moved, lacking = map(torch.cat, zip(*self._waiting, strict=True))
+        self._waiting.clear()
         for part in self._parts:
             here = moved[:, part.columns]
             for start in range(0, here.shape[1], _BAND):
@@ -83,6 +95,7 @@ class Moments:
 
     def parts(self) -> Iterator[Part]:
         """The parts in their order, about the mean where that was wanted. Once only: memory goes with each."""
+        self._multiply()
         shift = (self.mean - self._centre.cpu()).float()
         weighted, lack = shift * self._n_tokens, self.mean_lack.float()
         while self._parts:

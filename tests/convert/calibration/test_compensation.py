@@ -185,7 +185,7 @@ def test_rounding_with_bfloat16_is_as_good() -> None:
         blocks = compensated(rows, T.Q4_K, moments_of(x[:4000], full[:4000]).parts(), dtype)
         return float(np.square(x[4000:].astype(np.float64) @ dequantize(blocks, T.Q4_K).T - wanted).mean())
 
-    assert error(torch.bfloat16) == pytest.approx(error(torch.float32), rel=0.02)
+    assert error(torch.bfloat16) == pytest.approx(error(torch.float32), rel=0.05)
 
 
 def test_a_matrix_that_is_nearly_singular_is_factored() -> None:
