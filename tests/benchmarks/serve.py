@@ -1,7 +1,7 @@
 """`weblab-local serve` beside other servers: total tokens per second, time to the first token, and what failed.
 
     pip install "llama-cpp-python[server]"
-    python -m tests.benchmarks.serve [--model FILE] [--tokens 48] [--rounds 3] [--cpu-time]
+    python -m tests.benchmarks.serve [--model FILE] [--tokens 48] [--rounds 3] [--cpu-time] [--no-mixed]
         [--peers llama-server,llama_cpp.server]
 
 llama-server is llama.cpp's own, which batches too (`llama_server` compiles it once); llama_cpp.server computes one
@@ -240,6 +240,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--cpu-time", action="store_true", help="one thread, and its processor time for the speeds")
     parser.add_argument("--peers", default=f"{LLAMA_SERVER},{LLAMA_CPP_SERVER}", help="default: %(default)s")
+    parser.add_argument("--no-mixed", action="store_true", help="leave the mixed load out, which takes longest")
     arguments = parser.parse_args()
     peers = arguments.peers.split(",")
     n_threads = 1 if arguments.cpu_time else physical_cores()
@@ -256,7 +257,8 @@ def main() -> None:
                 clock = processor_time if arguments.cpu_time else None
                 asyncio.run(load(url, 1, every[-REQUESTS:]))  # the first requests find cold caches
                 loads = [(str(n), n, every) for n in CLIENTS]
-                loads += [(f"{n}, mixed", n, mixed) for n in MIXED_CLIENTS if server != LLAMA_CPP_SERVER]
+                if server != LLAMA_CPP_SERVER and not arguments.no_mixed:
+                    loads += [(f"{n}, mixed", n, mixed) for n in MIXED_CLIENTS]
                 for name, n_clients, some in loads:
                     found.setdefault((server, name), []).append(asyncio.run(load(url, n_clients, some, clock)))
                     print(f"{server}, {name}: {found[server, name][-1]}", file=sys.stderr, flush=True)
