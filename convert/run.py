@@ -291,7 +291,7 @@ def _convert(
         say(
             f"{names}: when all else is written, the full model and the rounded one read {refine.n_tokens} tokens of "
             "calibration text, layer by layer, and each layer is rounded by what both made of them. For the 10B that "
-            "is about an hour. Interrupted, the same command goes on with the layer it had reached."
+            "is an hour or more. Interrupted, the same command goes on with the layer it had reached."
         )
     verify = _verification(request, checkpoint, plan)
 
