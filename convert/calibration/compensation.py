@@ -64,7 +64,7 @@ _ROWS = 256
 def compensated(
     rows: Floats, ggml_type: GGMLQuantizationType, parts: Iterable[Part], dtype: torch.dtype = torch.float32
 ) -> NDArray[np.uint8]:
-    """Quantize `rows` (n_rows, n_columns) to `ggml_type`, one of the kernels', with compensation: (n_rows, bytes).
+    """Quantize `rows` (n_rows, n_columns) to `ggml_type`, one of GRIDS, with compensation: (n_rows, bytes).
 
     `dtype` is what products are computed in, on the device where the parts are.
     """
@@ -140,7 +140,7 @@ class Compensation:
         self._weights = weights
         self._planned = planned
         self._file = file
-        self._dtype = product_type(weights.device)
+        self.dtype = product_type(weights.device)
         self._tensors: dict[str, Tensor] = {tensor.name: tensor for tensor in plan.tensors}
 
     def embedding(self, ids: NDArray[np.int64]) -> torch.Tensor:
@@ -155,7 +155,7 @@ class Compensation:
             blocks = quantize_rows(rows, ggml_type, self._planned.importance.get(name))
             return torch.from_numpy(dequantize_rows(blocks, ggml_type))
         rows = self._weights.read(name).cpu().numpy()
-        blocks = compensated(rows, ggml_type, [self._readers_of_the_embedding()], self._dtype)
+        blocks = compensated(rows, ggml_type, [self._readers_of_the_embedding()], self.dtype)
         self._file.write_at(self._planned.position(name), blocks)
         return torch.from_numpy(dequantize_rows(blocks[ids], ggml_type))
 
@@ -168,11 +168,6 @@ class Compensation:
             rows -= rows.mean(dim=1, keepdim=True)  # a layer norm takes the mean away
             product.addmm_(rows.T, rows)
         return Part(slice(0, n_columns), product, torch.zeros_like(product))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What products are computed in."""
-        return self._dtype
 
     def is_rounded(self, name: str) -> bool:
         """Whether that matrix is rounded here."""
@@ -206,7 +201,7 @@ class Compensation:
     def _write(self, name: str, rows: Floats, moments: Moments) -> Floats:
         """Write `rows` in the file's order; what they were rounded to."""
         ggml_type = self._planned.tensors[name].ggml_type
-        blocks = compensated(rows, ggml_type, moments.parts(), self._dtype)
+        blocks = compensated(rows, ggml_type, moments.parts(), self.dtype)
         self._file.write_at(self._planned.position(name), blocks)
         return dequantize_rows(blocks, ggml_type)
 

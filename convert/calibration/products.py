@@ -14,5 +14,5 @@ def product_type(device: torch.device) -> torch.dtype:
 
 
 def product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`left` @ `right` by way of `dtype`, in float32."""
+    """`left` (n, k) @ `right` (k, m), multiplied in `dtype`: float32 (n, m)."""
     return (left.to(dtype) @ right.to(dtype)).float()

@@ -41,7 +41,7 @@ class Grid:
 
 
 def read_grid(blocks: NDArray[np.uint8], ggml_type: GGMLQuantizationType) -> Grid:
-    """The grid of quantized rows (n_rows, bytes per row) of one of the kernels' types."""
+    """The grid of quantized rows (n_rows, bytes per row) of one of GRIDS."""
     kind = GRIDS[ggml_type]
     parts = blocks.reshape(-1, kind.layout.size)
     scales: NDArray[np.integer]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from weblab_local.files import allocated
+
 SAMPLE_INTERVAL = 0.1
 
 
@@ -65,10 +67,9 @@ def folder_size(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         try:
-            status = path.stat()
+            total += allocated(path)
         except FileNotFoundError:
             continue
-        total += min(status.st_size, status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size)
     return total
 
 

@@ -7,7 +7,7 @@ CHECKPOINT: one with real structure, such as WEBLAB_TEST_DATA's weblab-mid. JSQU
 paragraphs and questions are put into the instruction template. transformers computes all in float32, on the weights
 that the GGUFs decode to; for the layers alone embedding and output stay as they are in the checkpoint.
 
-With `--time`, of a checkpoint of two layers (`synthetic --layers 2`): the seconds that each matrix takes W4's rounding,
+With `--time`, of a checkpoint of few layers (`synthetic --layers 1`): the seconds that each matrix takes W4's rounding,
 and its memory.
 """
 
