@@ -55,6 +55,8 @@ def conversation(model: str, n_turns: int, read_ahead: bool, pause: bool) -> lis
             terminal.wait_until(partial(has_more_lines, terminal, n_lines))
             found.append(time.perf_counter() - started)
             terminal.wait_for_prompt()
+        terminal.enter("/exit")
+        terminal.exit_code()
     return found
 
 

@@ -34,7 +34,8 @@ def until(condition: Callable[[], object]) -> None:
 
 def until_read(engine: Engine) -> None:
     """Wait until nothing reads ahead any more."""
-    until(lambda: not engine._scheduler._ahead and not engine._scheduler._running)
+    scheduler = engine._scheduler
+    until(lambda: scheduler.call(lambda: not scheduler._waiting and not scheduler._running))
 
 
 class Gate:

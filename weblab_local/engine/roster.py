@@ -23,8 +23,11 @@ HEADROOM = 32
 OLDEST_SHARE = 4
 """Of the prompts' part of a step, the oldest prompt gets one in so many; the others, shortest first, the rest."""
 
-AHEAD = 8
-"""Tokens of a step that only reads ahead: who comes now waits for no more, or throws no more away."""
+AHEAD_TILE, AHEAD_TILES, AHEAD_REST = 16, 2, 4
+"""Of a step that only reads ahead: it reads two times sixteen tokens at most, or once, or four where there are fewer.
+
+llama.cpp multiplies sixteen rows at a time, or four: on two cores the 10B in Q4_K_M takes 0.25 s for one token, 0.60 for
+4, 1.39 for 8, 1.70 for 16 and 2.83 for 32. Whoever presses Enter waits for the end of such a step."""
 
 
 class Occupancy(NamedTuple):
@@ -159,7 +162,7 @@ class Roster:
         to_end = shortest if len(reading) < 2 else -(-shortest * OLDEST_SHARE // (OLDEST_SHARE - 1))
         room = min(self._n_batch - n_cells, self.pacing.chunk(n_generating, to_end))
         if all(running.request.reads_ahead for running in self.running):
-            room = min(room, AHEAD)
+            room = min(room, _ahead(shortest))
         room = min(room, sum(running.n_to_read for running in reading))
         if room <= 0:
             return []
@@ -179,6 +182,12 @@ class Roster:
         self._cache.release(youngest.sequence)
         youngest.preempt()
         insort(self.preempted, youngest, key=lambda running: running.request.submitted)
+
+
+def _ahead(n_to_read: int) -> int:
+    """Tokens to read in one step where nobody waits for them."""
+    tiles = min(n_to_read // AHEAD_TILE, AHEAD_TILES)
+    return tiles * AHEAD_TILE or AHEAD_REST
 
 
 def _wanted(n_left: int, n_preempted: int) -> int:

@@ -75,8 +75,8 @@ class Scheduler:
         """Whether the worker thread is in this process, and not in one that this was forked from."""
         self._computing: set[Request] = set()
         """What has tokens in the batch that is being decoded."""
-        self._ahead: list[Request] = []
-        """What reads ahead, if anything does."""
+        self._ahead: Request | None = None
+        """What reads ahead, or was the last to, if nothing was asked for since."""
         self._closed = self._abandoned = self._ended = False
         _schedulers.add(self)
         self._thread = threading.Thread(target=self._run, name="weblab-local engine", daemon=True)
@@ -95,20 +95,29 @@ class Scheduler:
         """Read a prompt ahead, in place of the one before; not while anybody wants anything."""
         request = Request(prompt, SamplingParams(), max_tokens=0, reads_ahead=True)
         with self._changed:
+            if self._closed or (self._ahead is not None and list(self._ahead.prompt) == list(prompt)):
+                return
             self._stop_reading_ahead(request)
             others = [*self._waiting, *(running.request for running in [*self._running, *self._roster.preempted])]
-            if self._closed or not all(other.reads_ahead for other in others):
+            if not all(other.reads_ahead for other in others):
                 return
-            self._ahead.append(request)
+            self._ahead = request
             self._waiting.append(request)
             self._changed.notify()
 
-    def _stop_reading_ahead(self, next_one: Request) -> None:
-        """End what reads ahead, at once, unless all that it reads is the beginning of the next request."""
-        for ahead in self._ahead:
-            if common_prefix(ahead.prompt, next_one.prompt) < len(ahead.prompt):
-                self.cancel(ahead)
-        self._ahead = [ahead for ahead in self._ahead if not ahead.cancelled]
+    def _stop_reading_ahead(self, next_one: Request | None = None) -> None:
+        """End what reads ahead, at once.
+
+        Where all that it reads is the beginning of the next request, that goes on with what the step has which is being
+        computed. So there is one at most, however fast somebody types and however slow the machine is.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return
+        if next_one is not None and common_prefix(ahead.prompt, next_one.prompt) == len(ahead.prompt):
+            ahead.cancelled = True
+        else:
+            self.cancel(ahead)
 
     def cancel(self, request: Request) -> None:
         """End a request soon: at once where the batch that is being decoded is of nobody else, else after it.
@@ -142,8 +151,8 @@ class Scheduler:
         """
 
         def change() -> None:
-            for ahead in self._ahead:
-                self.cancel(ahead)
+            with self._changed:
+                self._stop_reading_ahead()
             self._drop_cancelled()
             if self._running or self._roster.preempted:
                 raise WeblabError(
@@ -361,9 +370,6 @@ class Scheduler:
             if running.in_prefill:
                 return
             running.first_token = time.perf_counter()
-            if running.request.reads_ahead:
-                with self._changed:
-                    self._ahead.remove(running.request)
             if running.request.reads_ahead or running.request.continuation:
                 self._finish(running, "stop")
             else:
