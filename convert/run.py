@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     Importance = ImatrixFile | CalibrationTexts | None
 
+FORECAST_WEIGHTS: Final = 10**9
+"""Models from this size on take long enough to say how long before."""
+
 AUTO: Final = "auto"
 """In the place of an importance matrix: collect one on the calibration texts first."""
 
@@ -290,9 +293,11 @@ def _convert(
         names = " and ".join(mixture.name for mixture in compensated)
         say(
             f"{names}: when all else is written, the full model and the rounded one read {refine.n_tokens} tokens of "
-            "calibration text, layer by layer, and each layer is rounded by what both made of them. For the 10B that "
-            "is an hour or more. Interrupted, the same command goes on with the layer it had reached."
+            "calibration text, layer by layer, and each layer is rounded by what both made of them. "
+            "Interrupted, the same command goes on with the layer it had reached."
         )
+    if plan.n_weights >= FORECAST_WEIGHTS and checkpoint.release is None:
+        _say_forecast(plan)
     verify = _verification(request, checkpoint, plan)
 
     def recipe(mixture: Mixture) -> dict[str, Any]:
@@ -306,6 +311,14 @@ def _convert(
     for adapter in checkpoint.adapters:
         licence = adapter.licence or "its files do not say"
         say(f"Licence of the adapter {adapter.name}: {licence}" + _non_commercial(adapter.licence))
+
+
+def _say_forecast(plan: Plan) -> None:
+    try:
+        duration = importlib.import_module("convert.calibration.duration")
+    except ImportError:  # no Numba or no torch: then W4, which it is about, cannot be made here either
+        return
+    say(duration.forecast(plan))
 
 
 def _verification(request: Request, checkpoint: Checkpoint, plan: Plan) -> Verify | None:

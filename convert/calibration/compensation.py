@@ -57,8 +57,11 @@ CALIBRATION_TOKENS = 8000
 CALIBRATION_CONTEXT = 512
 """Tokens in all, and in a sequence at most."""
 
-_ROWS = 256
-"""Rows that one thread rounds at a time."""
+_TASKS = 2
+"""Shares of the rows for each thread: many small ones take longer, and of one each all wait for the slowest core."""
+
+_ROWS_AT_ONCE = 1 << 14
+"""Rows whose errors are in memory at a time: a layer's are fewer, an embedding's more."""
 
 
 def compensated(
@@ -69,7 +72,8 @@ def compensated(
     `dtype` is what products are computed in, on the device where the parts are.
     """
     with ThreadPoolExecutor(available_cores()) as pool:
-        return np.concatenate([_compensate(rows, ggml_type, part, dtype, pool) for part in parts], axis=1)
+        blocks = list(map(partial(_compensate, rows, ggml_type, dtype, pool), parts))  # which keeps no part
+    return np.concatenate(blocks, axis=1)
 
 
 def bias_shift(rows: Floats, rounded: Floats, moments: Moments) -> Floats:
@@ -79,14 +83,30 @@ def bias_shift(rows: Floats, rounded: Floats, moments: Moments) -> Floats:
 
 
 def _compensate(
-    rows: Floats, ggml_type: GGMLQuantizationType, part: Part, dtype: torch.dtype, pool: ThreadPoolExecutor
+    rows: Floats, ggml_type: GGMLQuantizationType, dtype: torch.dtype, pool: ThreadPoolExecutor, part: Part
 ) -> NDArray[np.uint8]:
-    device = part.product.device
     factor = _factor(part.product)
     steer = torch.linalg.solve_triangular(factor, SHARE * part.lack, upper=True).T.to(dtype)
-    exact = torch.from_numpy(rows[:, part.columns])
-    weights = exact.to(device, dtype)
+    return np.concatenate(
+        [
+            _round_with(torch.from_numpy(some), ggml_type, factor, steer, pool)
+            for some in np.split(rows[:, part.columns], range(_ROWS_AT_ONCE, len(rows), _ROWS_AT_ONCE))
+        ]
+    )
+
+
+def _round_with(
+    exact: torch.Tensor,
+    ggml_type: GGMLQuantizationType,
+    factor: torch.Tensor,
+    steer: torch.Tensor,
+    pool: ThreadPoolExecutor,
+) -> NDArray[np.uint8]:
+    """Super-block by super-block, each with what those before it owe it: (n_rows, bytes)."""
+    dtype = steer.dtype
+    weights = exact.to(steer.device, dtype)
     errors = torch.empty_like(weights)
+    rows_each = -(-len(exact) // (_TASKS * available_cores()))
     blocks = []
     for start in range(0, exact.shape[1], SUPER_BLOCK):
         here = slice(start, start + SUPER_BLOCK)
@@ -96,7 +116,7 @@ def _compensate(
         owed = torch.linalg.solve_triangular(inside, owed, upper=True, left=False)
         target = exact[:, here] + owed.cpu()
         round_rows = partial(_round_rows, ggml_type=ggml_type, factor=inside.cpu().numpy())
-        found, values = zip(*pool.map(round_rows, target.split(_ROWS)), strict=True)
+        found, values = zip(*pool.map(round_rows, target.split(rows_each)), strict=True)
         blocks.append(np.concatenate(found))
         errors[:, here] = exact[:, here] - torch.from_numpy(np.concatenate(values))
     return np.concatenate(blocks, axis=1)
@@ -184,10 +204,10 @@ class Compensation:
         """
         matrix, bias = self._tensors[name], self._tensors[name.removesuffix("weight") + "bias"]
         order = slice(None) if matrix.row_order is None else matrix.row_order
+        back = slice(None) if matrix.row_order is None else matrix.row_order.argsort()
         rows = weight.cpu().numpy()
-        found = self._write(name, rows[order], moments)
-        rounded = np.empty_like(rows)
-        rounded[order] = found
+        blocks = self._write(name, rows[order], moments)
+        rounded = dequantize_rows(blocks[back], self._planned.tensors[name].ggml_type)
         values = np.zeros(len(rows), np.float32) if bias.source is None else self._weights.read(bias.name).cpu().numpy()
         values = values + bias_shift(rows, rounded, moments)
         self._file.write_at(self._planned.position(bias.name), np.ascontiguousarray(values[order]))
@@ -198,12 +218,11 @@ class Compensation:
         name = "output.weight"
         self._write(name, self._weights.read(name).cpu().numpy(), moments)
 
-    def _write(self, name: str, rows: Floats, moments: Moments) -> Floats:
-        """Write `rows` in the file's order; what they were rounded to."""
-        ggml_type = self._planned.tensors[name].ggml_type
-        blocks = compensated(rows, ggml_type, moments.parts(), self.dtype)
+    def _write(self, name: str, rows: Floats, moments: Moments) -> NDArray[np.uint8]:
+        """Write `rows` in the file's order; their blocks."""
+        blocks = compensated(rows, self._planned.tensors[name].ggml_type, moments.parts(), self.dtype)
         self._file.write_at(self._planned.position(name), blocks)
-        return dequantize_rows(blocks, ggml_type)
+        return blocks
 
 
 class Refinement:

@@ -1,6 +1,6 @@
 """What a matrix is rounded by: how its inputs move together, and what rounding before it has done to them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +16,10 @@ _BAND = 1280
 """Rows of H that are computed at a time, from the diagonal on: what is left of it is the same."""
 
 _TOKENS = 2048
-"""Tokens whose products are added at a time: each time all of H is read and written."""
+"""Tokens whose products are added at a time, of whole texts: each time all of H is read and written."""
+
+Inputs = tuple[torch.Tensor, torch.Tensor]
+"""A text's inputs X (n_tokens, n_columns) in the rounded model, and Y in the full one."""
 
 
 @dataclass
@@ -28,80 +31,67 @@ class Part:
     lack: torch.Tensor
 
 
-class Moments:
-    """Of the inputs X (n_tokens, n_columns) in the rounded model and Y in the full one, in parts along the diagonal.
+def column_parts(n_columns: int, max_columns: int = MAX_COLUMNS) -> Iterator[slice]:
+    """The columns that are looked at together: whole super-blocks."""
+    n_super_blocks = n_columns // SUPER_BLOCK
+    n_parts = -(-n_columns // max_columns)
+    cuts = [SUPER_BLOCK * (n_super_blocks * part // n_parts) for part in range(n_parts + 1)]
+    return (slice(start, stop) for start, stop in pairwise(cuts))
 
-    `centred`: of their deviations from their means. All is collected about the first inputs' mean, not about zero,
-    since a large mean would leave little of float32's precision to them. `dtype` is what the lack is computed in; H is
-    factored, which wants it in float32.
+
+class Moments:
+    """Of some texts' inputs, in parts along the diagonal, each computed when it is asked for.
+
+    `centred`: of their deviations from their means. `dtype` is what the lack is computed in; H is factored, which wants
+    it in float32.
     """
 
     def __init__(
         self,
-        n_columns: int,
+        texts: Sequence[Inputs],
+        *,
         centred: bool = True,
         max_columns: int = MAX_COLUMNS,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | None = None,
     ) -> None:
-        n_super_blocks = n_columns // SUPER_BLOCK
-        n_parts = -(-n_columns // max_columns)
-        cuts = [SUPER_BLOCK * (n_super_blocks * part // n_parts) for part in range(n_parts + 1)]
-        self._parts = [
-            Part(slice(start, stop), *(torch.zeros(stop - start, stop - start, device=device) for _ in range(2)))
-            for start, stop in pairwise(cuts)
-        ]
-        self._centred = centred
+        self._texts = texts
+        self._max_columns = max_columns
         self._dtype = dtype
-        self._n_tokens = 0
-        self._centre = torch.zeros(n_columns, device=device)
-        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._sum = torch.zeros(n_columns, dtype=torch.float64)
-        self._lack = torch.zeros(n_columns, dtype=torch.float64)
-
-    def add(self, inputs: torch.Tensor, full: torch.Tensor) -> None:
-        """Count X and Y of some tokens in."""
-        if self._centred and not self._n_tokens:
-            self._centre = inputs.mean(dim=0)
-        self._n_tokens += len(inputs)
-        self._sum += inputs.sum(dim=0).cpu()
-        lacking = full - inputs
-        self._lack += lacking.sum(dim=0).cpu()
-        self._waiting.append((inputs - self._centre, lacking))
-        if sum(len(moved) for moved, _ in self._waiting) >= _TOKENS:
-            self._multiply()
-
-    def _multiply(self) -> None:
-        if not self._waiting:
-            return
-        moved, lacking = map(torch.cat, zip(*self._waiting, strict=True))
-        self._waiting.clear()
-        for part in self._parts:
-            here = moved[:, part.columns]
-            for start in range(0, here.shape[1], _BAND):
-                band = slice(start, start + _BAND)
-                part.product[band, start:].addmm_(here[:, band].T, here[:, start:])
-            part.lack += product(here.T, lacking[:, part.columns], self._dtype)
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """X's mean: float64 (n_columns,)."""
-        return self._sum / self._n_tokens
-
-    @property
-    def mean_lack(self) -> torch.Tensor:
-        """The mean of Y - X: float64 (n_columns,)."""
-        return self._lack / self._n_tokens
+        n_tokens = sum(len(inputs) for inputs, _ in texts)
+        self.mean = torch.stack([_sum(inputs) for inputs, _ in texts]).sum(dim=0) / n_tokens
+        """X's mean: float64 (n_columns,), in the processor's memory."""
+        self.mean_lack = torch.stack([_sum(full.float() - inputs) for inputs, full in texts]).sum(dim=0) / n_tokens
+        """The mean of Y - X, likewise."""
+        self._device = texts[0][0].device
+        self._centre = (self.mean if centred else torch.zeros_like(self.mean)).float().to(self._device)
 
     def parts(self) -> Iterator[Part]:
-        """The parts in their order, about the mean where that was wanted. Once only: memory goes with each."""
-        self._multiply()
-        shift = (self.mean - self._centre.cpu()).float()
-        weighted, lack = shift * self._n_tokens, self.mean_lack.float()
-        while self._parts:
-            part = self._parts.pop(0)
-            if self._centred:
-                here, device = part.columns, part.product.device
-                part.product.addr_(weighted[here].to(device), shift[here].to(device), alpha=-1)
-                part.lack.addr_(weighted[here].to(device), lack[here].to(device), alpha=-1)
-            yield part
+        """The parts in their order."""
+        return (self._part(columns) for columns in column_parts(len(self.mean), self._max_columns))
+
+    def _part(self, columns: slice) -> Part:
+        size = columns.stop - columns.start
+        found = Part(columns, *(torch.zeros(size, size, device=self._device) for _ in range(2)))
+        waiting: list[Inputs] = []
+        for inputs, full in self._texts:
+            here = inputs[:, columns].float()
+            waiting.append((here - self._centre[columns], full[:, columns].float() - here))
+            if sum(len(moved) for moved, _ in waiting) >= _TOKENS:
+                self._add(found, waiting)
+        self._add(found, waiting)
+        return found
+
+    def _add(self, part: Part, waiting: list[Inputs]) -> None:
+        """Add the products of what is waiting, of which nothing is left."""
+        if not waiting:
+            return
+        moved, lacking = map(torch.cat, zip(*waiting, strict=True))
+        waiting.clear()
+        for start in range(0, moved.shape[1], _BAND):
+            band = slice(start, start + _BAND)
+            part.product[band, start:].addmm_(moved[:, band].T, moved[:, start:])
+        part.lack += product(moved.T, lacking, self._dtype)
+
+
+def _sum(inputs: torch.Tensor) -> torch.Tensor:
+    return inputs.float().sum(dim=0).cpu().double()  # not every device has float64

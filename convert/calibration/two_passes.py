@@ -5,7 +5,6 @@ So a layer is read once, and computed once in each model.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from typing import Protocol
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convert.calibration.moments import Moments
+from convert.calibration.moments import Inputs, Moments
 from convert.errors import CheckpointError
 from convert.model.gpt_neox import Hyperparameters
 from convert.reference.forward import MATRICES, Steps, layer_norm, layer_steps, rotary
@@ -48,14 +47,6 @@ class Rounder(Protocol):
         """The output matrix is rounded, too."""
 
 
-@dataclass
-class _Text:
-    """One text's hidden states (n_tokens, hidden_size) in both models."""
-
-    full: torch.Tensor
-    rounded: torch.Tensor
-
-
 class TwoPasses:
     """Takes texts through the full model and through the one that `rounder` makes of it."""
 
@@ -70,7 +61,7 @@ class TwoPasses:
 
         `state` is written after each layer; a run with the same key goes on where it ends.
         """
-        hidden, n_layers = self._hparams.hidden_size, self._hparams.num_hidden_layers
+        n_layers = self._hparams.num_hidden_layers
         matrices = [f"blk.{number}.{name}.weight" for number in range(n_layers) for name in MATRICES]
         finished = state.load()
         if finished is None:
@@ -88,19 +79,26 @@ class TwoPasses:
         else:
             full, rounded = torch.from_numpy(finished.hidden).to(self._weights.device).chunk(2)
         ends = list(accumulate(map(len, ids)))
-        texts = [_Text(full[start:end], rounded[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        texts = [
+            (rounded[start:end].clone(), full[start:end].clone()) for start, end in zip([0, *ends], ends, strict=False)
+        ]
         del full, rounded
         for number in range(first, n_layers):
             self._layer(number, texts, done)
             self._rounder.flush()
-            both = torch.cat([text.full for text in texts] + [text.rounded for text in texts])
+            both = torch.cat([full for _, full in texts] + [rounded for rounded, _ in texts])
             state.save(Finished(number + 1, both.cpu().numpy(), {}))
             del both
         if self._rounder.is_rounded("output.weight"):
             norm, bias = self._weights.read("output_norm.weight"), self._weights.read("output_norm.bias")
-            moments = self._moments(hidden, centred=False)
-            for text in texts:
-                moments.add(*(layer_norm(found, norm, bias, self._hparams) for found in (text.rounded, text.full)))
+            moments = Moments(
+                [
+                    (layer_norm(rounded, norm, bias, self._hparams), layer_norm(full, norm, bias, self._hparams))
+                    for rounded, full in texts
+                ],
+                centred=False,
+                dtype=self._rounder.dtype,
+            )
             del texts
             self._rounder.output(moments)
         done()
@@ -111,45 +109,42 @@ class TwoPasses:
         so_far = accumulate(sizes)
         return lambda: progress(next(so_far), sum(sizes))
 
-    def _layer(self, number: int, texts: Sequence[_Text], done: Callable[[], None]) -> None:
-        """Take the texts through a layer, in the place of their hidden states."""
+    def _layer(self, number: int, texts: list[Inputs], done: Callable[[], None]) -> None:
+        """Take the texts' hidden states through a layer: (n_tokens, hidden_size) in both models."""
         full = self._weights.layer(number, matrices=False)
         rounded = dict(full)
-        angles = rotary(self._hparams, max(len(text.full) for text in texts), texts[0].full.device)
+        angles = rotary(self._hparams, max(len(hidden) for hidden, _ in texts), self._weights.device)
         steps = [
             (
-                layer_steps(text.rounded, rounded, self._hparams, angles),
-                layer_steps(text.full, full, self._hparams, angles),
+                layer_steps(in_rounded, rounded, self._hparams, angles),
+                layer_steps(in_full, full, self._hparams, angles),
             )
-            for text in texts
+            for in_rounded, in_full in texts
         ]
+        texts.clear()
         used = None
         for matrix in MATRICES:
             name = f"blk.{number}.{matrix}.weight"
-            moments = self._moments(self._weights.shape(name)[1])
-            for pair in steps:
-                moments.add(*(next(model)[1] for model in pair))
+            inputs = [(next(in_rounded)[1], next(in_full)[1]) for in_rounded, in_full in steps]
             if used is not None:
                 del full[f"{used}.weight"], rounded[f"{used}.weight"]
             used = matrix
             weight = self._weights.read(name)
             full[f"{matrix}.weight"] = rounded[f"{matrix}.weight"] = weight.to(self._rounder.dtype)
             if self._rounder.is_rounded(name):
+                moments = Moments(inputs, dtype=self._rounder.dtype)
                 values, rounded[f"{matrix}.bias"] = self._rounder.layer_matrix(name, weight, moments)
                 rounded[f"{matrix}.weight"] = values.to(self._rounder.dtype)
-                del values
-            del weight, moments
+                del values, moments
+            del weight, inputs
             done()
-        for text, (in_rounded, in_full) in zip(texts, steps, strict=True):
-            text.rounded, text.full = _result(in_rounded), _result(in_full)
-            if not text.full.isfinite().all():
+        for in_rounded, in_full in steps:
+            texts.append((_result(in_rounded), _result(in_full)))
+            if not texts[-1][1].isfinite().all():
                 raise CheckpointError(
                     f"The checkpoint computes NaN or infinite values in layer {number}.",
                     "The checkpoint is damaged, or its training diverged.",
                 )
-
-    def _moments(self, n_columns: int, centred: bool = True) -> Moments:
-        return Moments(n_columns, centred, dtype=self._rounder.dtype, device=self._weights.device)
 
 
 def _result(steps: Steps) -> torch.Tensor:

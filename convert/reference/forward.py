@@ -93,7 +93,10 @@ def layer_steps(
     angles: Rotary,
     mask: torch.Tensor | None = None,
 ) -> Steps:
-    """`run_layer` step by step: stops before each of MATRICES, which is looked up when it goes on."""
+    """`run_layer` step by step: stops before each of MATRICES, which is looked up when it goes on.
+
+    What is not needed any more is let go before it stops: the texts of a calibration all wait there.
+    """
 
     def linear(name: str, inputs: torch.Tensor) -> Steps:
         yield f"{name}.weight", inputs
@@ -103,19 +106,24 @@ def layer_steps(
         return layer_norm(inputs, weights[f"{name}.weight"], weights[f"{name}.bias"], hparams)
 
     qkv = yield from linear("attn_qkv", normalized("attn_norm", hidden))
-    attended = hidden + (yield from linear("attn_output", _attention(qkv, hparams, angles, mask)))
+    mixed = _attention(qkv, hparams, angles, mask)
     del qkv
-    up = yield from linear("ffn_up", normalized("ffn_norm", hidden if hparams.use_parallel_residual else attended))
+    attended = hidden + (yield from linear("attn_output", mixed))
+    del mixed
+    read = normalized("ffn_norm", hidden if hparams.use_parallel_residual else attended)
+    del hidden
+    up = yield from linear("ffn_up", read)
+    del read
     approximate = "tanh" if GELU_FORMS[hparams.hidden_act] == "tanh" else "none"
-    up = functional.gelu(up, approximate=approximate)
+    up = functional.gelu(up, approximate=approximate).to(weights["ffn_up.weight"].dtype)
     return attended + (yield from linear("ffn_down", up))
 
 
 def _linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """In float32; the product alone is computed in the type of `weight`."""
-    if weight.dtype == inputs.dtype:
+    if weight.dtype == torch.float32:
         return functional.linear(inputs, weight, bias)
-    result = functional.linear(inputs.to(weight.dtype), weight).to(inputs.dtype)
+    result = functional.linear(inputs.to(weight.dtype), weight).float()
     return result if bias is None else result.add_(bias)
 
 

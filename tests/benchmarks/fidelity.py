@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.fidelity [CHECKPOINT...] [--max-tokens 4096] [--plot FILE.svg]
 
-CHECKPOINT: the demo by default. Each is converted to all of MIXTURES, and once more to Q4_K_M with an importance matrix
-from the project's calibration texts; then `convert.verify` compares them on its own, held-out texts. `--plot` draws the
-same figures, size against KL, without F16, whose loss is the runtime's own. docs/images/mixtures.svg shows the demo and
-the model of 32 million weights.
+CHECKPOINT: the demo by default. Each is converted to all mixtures but F32, and once more to Q4_K_M with an importance
+matrix from the project's calibration texts; then `convert.verify` compares them on its own, held-out texts. `--plot`
+draws the same figures, size against KL, without F16, whose loss is the runtime's own. docs/images/mixtures.svg shows
+the models of 25 and 32 million weights.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convert.demo.corpus import CHECKPOINT
+from convert.quantization.mixtures import ALL
 from convert.reference.texts import verification
 from convert.run import Request, run
 from convert.source.checkpoint import open_checkpoint
@@ -22,7 +23,7 @@ from convert.verification.plots import sizes
 from convert.verification.report import UNQUANTIZED, FileReport, Report
 from convert.verification.verify import Options, verify_files
 
-MIXTURES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "W4")
+MIXTURES = tuple(name for name in ALL if name != "F32")
 
 
 def row(file: FileReport) -> str:

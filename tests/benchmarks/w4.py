@@ -8,7 +8,7 @@ paragraphs and questions are put into the instruction template. transformers com
 that the GGUFs decode to; for the layers alone embedding and output stay as they are in the checkpoint.
 
 With `--time`, of a checkpoint of few layers (`synthetic --layers 1`): the seconds that each matrix takes W4's rounding,
-and its memory.
+beside what was estimated, and its memory.
 """
 
 import argparse
@@ -28,11 +28,16 @@ import torch
 from gguf import GGUFReader, dequantize
 from transformers import GPTNeoXForCausalLM
 
+from convert.calibration.duration import estimate, measure
 from convert.calibration.two_passes import Progress, TwoPasses
 from convert.model.gpt_neox import hyperparameters, map_tensors
+from convert.quantization.mixtures import W4
+from convert.reference.reference import find_device
 from convert.reference.texts import read_tokenizer
 from convert.run import Request, run
 from convert.source.checkpoint import open_checkpoint
+from convert.source.source import local_source, model_card
+from convert.writing.plan import make_plan
 from tests.benchmarks.measure import SAMPLE_INTERVAL, anonymous_memory
 from weblab_local.engine.prompt import instruction_prompt
 
@@ -102,6 +107,9 @@ def time_rounding(folder: Path) -> None:
         while not ended.wait(SAMPLE_INTERVAL):
             peak[0] = max(peak[0], anonymous_memory(os.getpid()))
 
+    checkpoint = open_checkpoint(folder)
+    plan = make_plan(checkpoint, model_card(local_source(folder), "auto", []), [W4], folder)
+    estimated = estimate(plan, measure(plan.n_threads, find_device("auto"))).rounding
     watching = threading.Thread(target=watch)
     watching.start()
     with tempfile.TemporaryDirectory() as scratch:
@@ -116,7 +124,8 @@ def time_rounding(folder: Path) -> None:
     for name, seconds in layers.items():
         if name.startswith("blk."):
             print(f"| all of layer {name.removeprefix('blk.')} | {seconds:.1f} |")
-    print(f"\nMemory without page cache: {peak[0] / 1e9:.2f} GB")
+    print(f"\nIn all {sum(layers.values()):.0f} s, estimated before: {estimated:.0f} s")
+    print(f"Memory without page cache: {peak[0] / 1e9:.2f} GB")
 
 
 def main() -> None:

@@ -50,10 +50,9 @@ def inputs(n_tokens: int, n_columns: int) -> Floats:
 
 
 def moments_of(x: Floats, full: Floats | None = None, centred: bool = False, max_columns: int = 6144) -> Moments:
-    found = Moments(x.shape[1], centred, max_columns)
-    for part in zip(np.array_split(x, 3), np.array_split(x if full is None else full, 3), strict=True):
-        found.add(*map(torch.from_numpy, part))
-    return found
+    texts = zip(np.array_split(x, 3), np.array_split(x if full is None else full, 3), strict=True)
+    tensors = [(torch.from_numpy(found), torch.from_numpy(wanted)) for found, wanted in texts]
+    return Moments(tensors, centred=centred, max_columns=max_columns)
 
 
 @KINDS
@@ -167,8 +166,7 @@ def test_products_in_bfloat16_are_near_those_in_float64() -> None:
     """On a processor that multiplies them; whichever computes them here."""
     x = inputs(900, 1024)
     y = x + np.random.default_rng(4).standard_normal(x.shape, np.float32) * np.float32(0.1)
-    moments = Moments(1024, centred=False, dtype=torch.bfloat16)
-    moments.add(torch.from_numpy(x), torch.from_numpy(y))
+    moments = Moments([(torch.from_numpy(x), torch.from_numpy(y))], centred=False, dtype=torch.bfloat16)
     (part,) = moments.parts()
     wanted = x.astype(np.float64).T @ (y.astype(np.float64) - x)
     norm = np.linalg.norm
