@@ -1,11 +1,12 @@
 """Install this checkout with a llama.cpp for this machine: what `make install` runs, on the standard library alone.
 
     python -m convert.install [--backend cpu|cuda|metal|vulkan] [--portable] [--extras convert,server] [--verbose]
-    python -m convert.install --portable --target FOLDER
+    python -m convert.install --portable --target FOLDER [--version 0.3.35]
     python -m convert.install --wheel-cache
 
 Native, llama.cpp is compiled for this processor and may not run on another. Portable, its CPU part is compiled for old
-and new processors, and one is picked when it is loaded. With --target, llama-cpp-python alone is put into a folder.
+and new processors, and one is picked when it is loaded. With --target, llama-cpp-python alone is put into a folder, in
+whatever version.
 
 llama-cpp-python comes as source and takes minutes to compile. One that is installed already and fits is kept; one that
 was compiled before on this machine is taken from a folder of wheels in the user's cache. pip's own cache would not do:
@@ -170,12 +171,21 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def compiled(build: Build, pip: Pip) -> tuple[str, Path]:
-    """Return llama-cpp-python's pinned requirement and a folder with its wheel, compiled now if it was not before."""
-    pinned = re.search(r"^llama-cpp-python==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    requirement = pinned[0] if pinned else "llama-cpp-python"
+def pinned_version() -> str:
+    """The version of llama-cpp-python in constraints.txt."""
+    pinned = re.search(r"^llama-cpp-python==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    return pinned[1]
+
+
+def compiled(build: Build, pip: Pip, version: str | None = None) -> tuple[str, Path]:
+    """Return llama-cpp-python's requirement and a folder with its wheel, compiled now if it was not before.
+
+    Without `version` it is the pinned one.
+    """
+    version = version or pinned_version()
+    requirement = f"llama-cpp-python=={version}"
     cache = wheel_cache(build)
-    version = requirement.rpartition("=")[2]
     if not any(cache.glob(f"llama_cpp_python-{version}-*.whl")):
         if lacks := toolchains.missing(build.backend):
             sys.exit("\n".join([f"llama.cpp cannot be compiled for {build.backend} here:", *lacks]))
@@ -225,9 +235,9 @@ def install_llama(build: Build, pip: Pip) -> None:
     _install(pip, "--no-deps", "--force-reinstall", "--no-index", "--find-links", str(cache), requirement)
 
 
-def put_llama(build: Build, target: Path, pip: Pip) -> None:
+def put_llama(build: Build, target: Path, pip: Pip, version: str | None = None) -> None:
     """Put llama-cpp-python alone into the folder `target`, for a program that begins its sys.path with it."""
-    requirement, cache = compiled(build, pip)
+    requirement, cache = compiled(build, pip, version)
     options = ["--no-deps", "--no-index", "--find-links", str(cache), "--upgrade"]
     _install(pip, *options, "--target", str(target), requirement)
 
@@ -265,11 +275,14 @@ def main() -> None:
         help="compile for all processors of this kind, not for this one alone; default: keep what is installed",
     )
     parser.add_argument("--target", type=Path, help="put llama-cpp-python alone into this folder")
+    parser.add_argument("--version", help="of llama-cpp-python in that folder; default: the one in constraints.txt")
     parser.add_argument("--extras", default="convert,server", help="default: %(default)s")
     parser.add_argument("--verbose", action="store_true", help="show what pip and CMake say")
     parser.add_argument("--log", type=Path, default=LOG, help="the file for what they say; default: build/install.log")
     parser.add_argument("--wheel-cache", action="store_true", help="print where its wheels are kept; install nothing")
     arguments = parser.parse_args()
+    if arguments.version and not arguments.target:
+        parser.error("--version is for --target: weblab-local itself is installed with the version that is pinned")
     build = Build(arguments.backend or default_backend(), arguments.portable)
     if arguments.wheel_cache:
         print(wheel_cache(build))
@@ -277,7 +290,7 @@ def main() -> None:
     pip = Pip(arguments.log, arguments.verbose)
     try:
         if arguments.target:
-            put_llama(build, arguments.target, pip)
+            put_llama(build, arguments.target, pip, arguments.version)
             return
         fits = installed_fits(build)
         if not fits:

@@ -238,3 +238,18 @@ def test_what_a_backend_needs_is_said_before_anything_is_compiled(
     with pytest.raises(SystemExit, match=r"cannot be compiled for vulkan here:\nvulkan: a tool is missing"):
         install.install_llama(Build("vulkan"), install.Pip(tmp_path / "install.log"))
     assert not (tmp_path / "weblab-local").exists()
+
+
+def test_another_version_goes_into_a_folder_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    done = failing_install(tmp_path, "--target", str(tmp_path / "target"), "--version", "0.3.1")
+    assert "pip could not get llama-cpp-python==0.3.1." in done.stderr
+    refused = subprocess.run(
+        [sys.executable, "-m", "convert.install", "--version", "0.3.1"],
+        cwd=install.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "--version is for --target" in refused.stderr
