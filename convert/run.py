@@ -273,7 +273,7 @@ def _convert(
         else:
             output.remove_leftovers(planned.path)
         output.unverified_path(planned.path).unlink(missing_ok=True)
-    room = check_room(plan, request.output_folder, extra_disk)
+    room = check_room(plan, request.output_folder, extra_disk, refine.memory if refine is not None else 0)
     say(
         f"disk: {byte_count(room.disk)} needed, {byte_count(room.disk_free)} free; "
         f"memory: about {byte_count(room.memory)} needed, {byte_count(room.memory_available)} available; "

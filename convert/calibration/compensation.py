@@ -24,7 +24,7 @@ import torch
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from convert.calibration.moments import Moments, Part
+from convert.calibration.moments import Moments, Part, column_parts
 from convert.calibration.products import product, product_type
 from convert.calibration.two_passes import TwoPasses
 from convert.model.gpt_neox import Tensor
@@ -250,6 +250,17 @@ class Refinement:
     def disk(self) -> int:
         """Bytes that it takes to keep how far this has come, while that is written anew."""
         return 2 * 2 * 4 * self.n_tokens * self._plan.hparams.hidden_size
+
+    @property
+    def memory(self) -> int:
+        """Bytes that rounding takes, roughly: the texts wait, in both models, before the largest matrix of a layer."""
+        hparams, texts = self._plan.hparams, 2 * self.n_tokens
+        product_bytes = product_type(self._device).itemsize
+        waiting = texts * (4 * hparams.hidden_size + product_bytes * hparams.intermediate_size)
+        squares = 6 * 4 * max(part.stop - part.start for part in column_parts(hparams.intermediate_size)) ** 2
+        layer = waiting + 3 * 4 * hparams.hidden_size * hparams.intermediate_size
+        output = 4 * hparams.hidden_size * (texts + 2 * hparams.vocab_size)
+        return max(layer, output) + squares
 
     def resumes(self, planned: PlannedOutput) -> bool:
         """Whether an earlier run was interrupted in rounding this output, and what it had written is there."""

@@ -167,10 +167,11 @@ class Room:
     memory_available: int
 
 
-def check_room(plan: Plan, output_folder: Path, extra_disk: int = 0) -> Room:
+def check_room(plan: Plan, output_folder: Path, extra_disk: int = 0, extra_memory: int = 0) -> Room:
     """Disk and memory needed against those there. Raises OutputError when they cannot suffice.
 
-    `extra_disk` is what else will be written on the same file system, such as a shard that is yet to be downloaded.
+    `extra_disk` is what else will be written on the same file system, such as a shard that is yet to be downloaded,
+    `extra_memory` what is needed besides quantizing.
     """
     disk = sum(output.size for output in plan.outputs) + extra_disk
     free = shutil.disk_usage(output_folder).free
@@ -181,12 +182,14 @@ def check_room(plan: Plan, output_folder: Path, extra_disk: int = 0) -> Room:
             "Free some space, choose another --output, or a smaller --quant.",
         )
     available = psutil.virtual_memory().available
-    if plan.memory > available:
+    memory = plan.memory + extra_memory
+    if memory > available:
         raise OutputError(
-            f"Not enough memory: about {byte_count(plan.memory)} needed, {byte_count(available)} available.",
-            "Close other programs, or use fewer --threads.",
+            f"Not enough memory: about {byte_count(memory)} needed, {byte_count(available)} available.",
+            "Close other programs, or "
+            + ("choose Q4_K_M, which is not rounded with compensation." if extra_memory else "use fewer --threads."),
         )
-    return Room(disk, free, plan.memory, available)
+    return Room(disk, free, memory, available)
 
 
 def stores_as(source: StoredTensor, ggml_type: GGMLQuantizationType) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from convert.calibration import compensation
 from convert.calibration.compensation import DAMPING, SHARE, bias_shift, compensated
 from convert.calibration.moments import Moments
-from convert.errors import ConversionError
+from convert.errors import ConversionError, OutputError
 from convert.quantization import rounding
 from convert.quantization.block_types import GRIDS
 from convert.quantization.grid import read_grid, with_values
@@ -351,6 +352,17 @@ def test_the_manifest_says_what_it_was_rounded_by(
     converted(demo_checkpoint, demo_w4.parent, "W4")
     assert demo_w4.stat() == before
     assert "up to date" in capsys.readouterr().err
+
+
+def test_memory_that_rounding_needs_is_asked_for_before(
+    demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The texts' states in both models alone take more than what is left here."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=700 * 10**6))
+    converted(demo_checkpoint, tmp_path, "Q4_K_M")
+    with pytest.raises(OutputError, match=r"(?s)Not enough memory.*choose Q4_K_M"):
+        converted(demo_checkpoint, tmp_path, "W4")
+    assert files_in(tmp_path) == ["weblab-demo-instruction-sft-Q4_K_M.gguf", "weblab-demo-instruction-sft-Q4_K_M.json"]
 
 
 def test_low_disk_keeps_nothing_to_round_by(tmp_path: Path) -> None:
