@@ -80,8 +80,9 @@ app: $(VENV)/.installed-dev ## Build dist/weblab-local: a folder that runs witho
 wheel: $(VENV)/.installed-dev ## Write wheels for machines without a compiler to dist/
 	@$(BIN)/python -m convert.wheel
 
-test: $(VENV)/.installed-dev ## Run the tests
-	$(BIN)/python -m pytest
+# Each process computes with one thread, and none keeps a core busy while it waits for another.
+test: $(VENV)/.installed-dev ## Run the tests, on all cores
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-app: app ## Build the app and test it, on old processors too (qemu-user)
 	$(BIN)/python -m pytest tests/app
