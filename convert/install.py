@@ -39,7 +39,7 @@ from convert import toolchains
 ROOT = Path(__file__).parent.parent
 LOG = ROOT / "build" / "install.log"
 BACKENDS = ("cpu", "cuda", "metal", "vulkan")
-OLDEST, BELOW = (0, 3, 36), (0, 3, 37)
+OLDEST, BELOW = (0, 3, 35), (0, 3, 37)
 """Versions of llama-cpp-python that fit; pyproject.toml says the same to pip."""
 
 _PIP = (sys.executable, "-m", "pip")

@@ -25,7 +25,7 @@ def test_one_compiled_for_another_backend_does_not_fit() -> None:
     assert not install.installed_fits(Build("vulkan"))
 
 
-@pytest.mark.parametrize("version", ["0.3.35", "0.2.90", "0.3.37", "0.4.0"])
+@pytest.mark.parametrize("version", ["0.3.34", "0.2.90", "0.3.37", "0.4.0"])
 def test_another_version_does_not_fit(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: version)
     assert not install.installed_fits(Build("cpu"))

@@ -223,16 +223,16 @@ def test_threads_that_affinity_or_control_groups_hold_back() -> None:
     assert codes(replace(WELL, processor=replace(WELL.processor, quota=12.0))) == []
 
 
-@pytest.mark.parametrize("version", ["0.3.35", "0.3.37", "0.4.0", "1.0", "", "unknown"])
+@pytest.mark.parametrize("version", ["0.3.34", "0.3.37", "0.4.0", "1.0", "", "unknown"])
 def test_a_llama_cpp_python_outside_of_the_tested_range(version: str) -> None:
     assert codes(replace(WELL, versions=replace(WELL.versions, llama_cpp_python=version))) == ["llama-cpp-version"]
 
 
 def test_the_tested_range_is_the_one_that_pip_and_the_installer_know() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    oldest, below = (".".join(map(str, version)) for version in compatibility.TESTED)
+    oldest, below = (".".join(map(str, version)) for version in (install.OLDEST, install.BELOW))
     assert f"llama-cpp-python>={oldest},<{below}" in project["dependencies"]
-    assert compatibility.TESTED == (install.OLDEST, install.BELOW)
+    assert (min(compatibility.RPC_PROTOCOLS), compatibility.BELOW) == (install.OLDEST, install.BELOW)
     assert compatibility.is_tested(importlib.metadata.version("llama-cpp-python"))
 
 
@@ -257,7 +257,7 @@ def test_what_is_switched_off_with_this_llama_cpp() -> None:
     assert report.can_run
 
 
-@pytest.mark.parametrize(("version", "said"), [("0.3.36", "0.3.36 (tested)"), ("0.3.35", "0.3.35 (not tested)")])
+@pytest.mark.parametrize(("version", "said"), [("0.3.36", "0.3.36 (tested)"), ("0.3.34", "0.3.34 (not tested)")])
 def test_whether_this_llama_cpp_python_was_tested_is_said(version: str, said: str) -> None:
     report = replace(WELL, versions=replace(WELL.versions, llama_cpp_python=version))
     assert f"llama-cpp-python {said}, llama.cpp" in dict(sections(report, []))["Installation"][1]

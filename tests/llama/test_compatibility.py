@@ -2,7 +2,6 @@
 
 import ctypes
 import re
-import site
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,12 +44,12 @@ def test_the_library_that_is_installed_fits() -> None:
 
 
 def test_the_rpc_protocol_is_the_headers() -> None:
-    headers = [Path(folder) / "include" / "ggml-rpc.h" for folder in site.getsitepackages()]
-    found = [file.read_text() for file in headers if file.is_file()]
-    if not found:
+    header = Path(llama_cpp.__file__).parents[1] / "include" / "ggml-rpc.h"
+    if not header.is_file():
         pytest.skip("llama-cpp-python brought no headers along")
-    numbers = [re.search(rf"RPC_PROTO_{part}_VERSION +(\d+)", found[0]) for part in ("MAJOR", "MINOR")]
-    assert tuple(int(number[1]) for number in numbers if number) == compatibility.RPC_PROTOCOL
+    text = header.read_text()
+    numbers = [re.search(rf"RPC_PROTO_{part}_VERSION +(\d+)", text) for part in ("MAJOR", "MINOR")]
+    assert tuple(int(number[1]) for number in numbers if number) == compatibility.rpc_protocol()
 
 
 def test_a_version_that_was_not_tested_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from tests.support.systems import on_posix
 from tests.support.workers import started_worker
 from weblab_local.cli.rpc_worker import run
 from weblab_local.errors import WeblabError, WorkerError
+from weblab_local.llama import compatibility
 from weblab_local.machine import rpc
 
 PROMPTS = [
@@ -209,7 +210,7 @@ def test_the_workers_version_of_the_protocol_is_the_one_that_is_expected(workers
     with socket.create_connection(rpc.parse_endpoint(workers[0])) as connection:
         connection.sendall(struct.pack("<BQ24x", 14, 24))
         answer = connection.recv(36, socket.MSG_WAITALL)
-    assert tuple(answer[8:10]) == rpc.PROTOCOL
+    assert tuple(answer[8:10]) == compatibility.rpc_protocol()
 
 
 def test_a_worker_can_be_probed_again_and_again(workers: list[str]) -> None:

@@ -26,8 +26,8 @@ OLDEST_SHARE = 4
 AHEAD_TILE, AHEAD_TILES, AHEAD_REST = 16, 2, 4
 """Of a step that only reads ahead: it reads two times sixteen tokens at most, or once, or four where there are fewer.
 
-llama.cpp multiplies sixteen rows at a time, or four: on two cores the 10B in Q4_K_M takes 0.25 s for one token, 0.60 for
-4, 1.39 for 8, 1.70 for 16 and 2.83 for 32. Whoever presses Enter waits for the end of such a step."""
+llama.cpp multiplies sixteen rows at a time, or four: on two cores the 10B in Q4_K_M takes 0.25 s for one token, 0.60
+for 4, 1.39 for 8, 1.70 for 16 and 2.83 for 32. Whoever presses Enter waits for the end of such a step."""
 
 
 class Occupancy(NamedTuple):

@@ -14,11 +14,12 @@ from weblab_local.llama import ggml, processor
 from weblab_local.llama.ggml import POINTER, SIZE
 from weblab_local.llama.structures import GgmlInit, GgufInit, TensorStart, TypeTraits
 
-TESTED = ((0, 3, 36), (0, 3, 37))
-"""Versions of llama-cpp-python, from the first up to below the second; pyproject.toml says the same to pip."""
+RPC_PROTOCOLS: Mapping[tuple[int, ...], tuple[int, int]] = {(0, 3, 35): (5, 0), (0, 3, 36): (7, 0)}
+"""The versions of llama-cpp-python that were tested, and RPC_PROTO_MAJOR_VERSION and RPC_PROTO_MINOR_VERSION of their
+ggml-rpc.h, which the library does not tell."""
 
-RPC_PROTOCOL = (7, 0)
-"""RPC_PROTO_MAJOR_VERSION and RPC_PROTO_MINOR_VERSION of their ggml-rpc.h; the library does not tell its own."""
+BELOW = (0, 3, 37)
+"""The first version that was not tested; pyproject.toml says the same to pip."""
 
 _Q8_0 = 8
 
@@ -32,20 +33,25 @@ def version() -> str:
 
 def is_tested(version: str) -> bool:
     """Whether this version of llama-cpp-python is one of those that were tested."""
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-    return TESTED[0] <= numbers < TESTED[1]
+    return _numbers(version) in RPC_PROTOCOLS
+
+
+def rpc_protocol() -> tuple[int, int] | None:
+    """The version of the RPC protocol that the library speaks, major and minor; None where that is not known."""
+    return RPC_PROTOCOLS.get(_numbers(version()))
 
 
 def untested(version: str) -> str:
     """A sentence for a person about a version of which `is_tested` is false."""
     return _("llama-cpp-python {version} was not tested with this program; {oldest} up to below {below} were.").format(
-        version=version or "?", oldest=_dotted(TESTED[0]), below=_dotted(TESTED[1])
+        version=version or "?", oldest=_dotted(min(RPC_PROTOCOLS)), below=_dotted(BELOW)
     )
 
 
 def remedy() -> str:
     """What to do about a llama.cpp that does not fit."""
-    return _("Install one that was tested: pip install llama-cpp-python=={version}").format(version=_dotted(TESTED[0]))
+    newest = _dotted(max(RPC_PROTOCOLS))
+    return _("Install one that was tested: pip install llama-cpp-python=={version}").format(version=newest)
 
 
 @cache
@@ -80,6 +86,10 @@ def fits(name: str) -> bool:
         return _CHECKS[name]()
     except (AttributeError, ctypes.ArgumentError, TypeError):  # a function or a field is gone, or wants other arguments
         return False
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

@@ -21,7 +21,6 @@ from weblab_local.llama.ggml import POINTER, SIZE, TEXT
 from weblab_local.machine.devices import Device, list_devices, physical_cores
 
 DEFAULT_PORT = 50052
-PROTOCOL = compatibility.RPC_PROTOCOL
 """A worker of the same major and no newer minor version is accepted, as llama.cpp does."""
 
 _HELLO, _CAPS_SIZE = 14, 24
@@ -73,10 +72,11 @@ def probe(endpoint: str, timeout: float = 5.0) -> None:
     size, major, minor, patch = _HELLO_RESPONSE.unpack(answer.ljust(_HELLO_RESPONSE.size, b"\0"))
     if len(answer) < _HELLO_RESPONSE.size or size != _HELLO_RESPONSE.size - 8:
         raise WorkerError(_("What listens on {address} is no RPC worker.").format(address=f"{host}:{port}"), remedy)
-    if major != PROTOCOL[0] or minor > PROTOCOL[1]:
+    ours = _protocol()
+    if major != ours[0] or minor > ours[1]:
         raise _OtherProtocol(
             _("The RPC worker {worker} speaks version {theirs} of the protocol, this program {ours}.").format(
-                worker=f"{host}:{port}", theirs=f"{major}.{minor}.{patch}", ours="{}.{}".format(*PROTOCOL)
+                worker=f"{host}:{port}", theirs=f"{major}.{minor}.{patch}", ours="{}.{}".format(*ours)
             ),
             _("Install the same version of weblab-local on both sides."),
         )
@@ -179,17 +179,21 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     return data
 
 
-def _function(name: str, restype: Any, *argtypes: Any) -> Callable[..., Any]:
-    """A function of the RPC backend. WorkerError when llama.cpp was built without it, or its protocol is not known.
-
-    llama.cpp does not tell its own version, and ends the process of a client that meets another.
-    """
-    backends.start()
-    if not compatibility.is_tested(compatibility.version()):
+def _protocol() -> tuple[int, int]:
+    """Major and minor version of the protocol. WorkerError where it is not known: a client that meets another ends."""
+    known = compatibility.rpc_protocol()
+    if known is None:
         raise WorkerError(
             _("Which version of the RPC protocol this llama.cpp speaks is not known."),
             compatibility.remedy(),
         )
+    return known
+
+
+def _function(name: str, restype: Any, *argtypes: Any) -> Callable[..., Any]:
+    """A function of the RPC backend. WorkerError when llama.cpp was built without it, or its protocol is not known."""
+    backends.start()
+    _protocol()
     registry = ggml.function("ggml_backend_reg_by_name", POINTER, TEXT)(b"RPC")
     found = ggml.backend_function(registry, name, restype, *argtypes) if registry else None
     if found is None:
