@@ -257,7 +257,7 @@ class Refinement:
         hparams, texts = self._plan.hparams, 2 * self.n_tokens
         product_bytes = product_type(self._device).itemsize
         waiting = texts * (4 * hparams.hidden_size + product_bytes * hparams.intermediate_size)
-        squares = 6 * 4 * max(part.stop - part.start for part in column_parts(hparams.intermediate_size)) ** 2
+        squares: int = 6 * 4 * max(part.stop - part.start for part in column_parts(hparams.intermediate_size)) ** 2
         layer = waiting + 3 * 4 * hparams.hidden_size * hparams.intermediate_size
         output = 4 * hparams.hidden_size * (texts + 2 * hparams.vocab_size)
         return max(layer, output) + squares
