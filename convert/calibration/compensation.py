@@ -44,7 +44,7 @@ from weblab_local.files import partial_path
 
 Floats = NDArray[np.float32]
 
-METHOD = "GPTAQ with biases, levels and scales set anew by turns"
+METHOD = "GPTAQ about exact means, with biases, levels and scales set anew by turns"
 """Changed when the same checkpoint and texts give another file than before."""
 
 DAMPING = 0.05

@@ -16,13 +16,15 @@ from convert.quantization.quantize import quantize_rows
 from convert.reference.reference import find_device
 from convert.writing.plan import Plan
 
-_QUANTIZED_TWICE = 1.7
+_TIMES_QUANTIZING = 1.7
 """A conversion takes that many times its quantization: it also reads, hashes and writes. Measured with the 10B."""
 
-_ROUNDED = 20_000
-"""Operations that the rest of rounding a weight amounts to, on the processor. Measured with a layer of the 10B."""
+_OPERATIONS_BESIDES = 20_000
+"""What rounding a weight takes besides products, in operations of the processor. Measured with a layer of the 10B."""
 
 _SIZE = 2048
+"""Rows and columns of the matrices that are tried."""
+
 _TRIALS = 3
 
 
@@ -99,12 +101,13 @@ def estimate(plan: Plan, speeds: Speeds, n_tokens: int = CALIBRATION_TOKENS) -> 
             products += 2 * passes * n_tokens * n_rows * n_columns + (2 * n_tokens + 3 * n_rows) * squares
             float32 += n_tokens * squares + cubes * 4 // 3
     quantizing = plan.n_weights / speeds.weights
-    rounding = products / speeds.products + float32 / speeds.float32 + _ROUNDED * plan.n_weights / speeds.processor
-    return Durations(_QUANTIZED_TWICE * quantizing, rounding)
+    besides = _OPERATIONS_BESIDES * plan.n_weights / speeds.processor
+    rounding = products / speeds.products + float32 / speeds.float32 + besides
+    return Durations(_TIMES_QUANTIZING * quantizing, rounding)
 
 
 def measure(n_threads: int, device: torch.device) -> Speeds:
-    """Try out how fast this machine is: for half a second, or a few seconds on a slow one."""
+    """Try out how fast this machine is, in a second or two."""
     return Speeds(
         _operations(product_type(device), device),
         _operations(torch.float32, device),
