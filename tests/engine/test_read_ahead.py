@@ -18,7 +18,7 @@ from tests.support.engines import (
 )
 from weblab_local.chat.session import OPEN_TOKENS
 from weblab_local.engine.engine import Engine
-from weblab_local.engine.generation import complete
+from weblab_local.engine.generation import Generation, complete
 from weblab_local.engine.prompt import RESPONSE
 from weblab_local.engine.roster import AHEAD_REST
 from weblab_local.errors import PromptError, WeblabError
@@ -105,6 +105,29 @@ def test_a_machine_slower_than_the_typing_does_not_fall_behind(engine: Engine, m
     assert len(steps) <= 4 + 40 // AHEAD_REST
     stats = engine.generate([*ids, 5], ONE, raw=True).stats
     assert stats.cached_tokens == len(ids)
+
+
+def test_a_step_of_an_older_text_is_in_nobodys_way(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is computed may be of a text that a newer one has taken over; another request ends it all the same."""
+    ids = long_prompt(100)
+    context = engine._scheduler._context
+    decode = context.decode
+    aborted: list[bool] = []
+
+    def meanwhile(batch: Sequence[BatchToken]) -> bool:
+        monkeypatch.setattr(context, "decode", decode)
+        engine.read_ahead([*ids, 5])
+        assert not aborted
+        generations.append(engine.stream(long_prompt(20, seed=1), ONE, raw=True))
+        return decode(batch)
+
+    generations: list[Generation] = []
+    monkeypatch.setattr(context, "decode", meanwhile)
+    monkeypatch.setattr(context, "abort", lambda: aborted.append(True))
+    engine.read_ahead(ids)
+    until(lambda: generations)
+    complete(list(generations[0]))
+    assert aborted
 
 
 def test_the_same_text_is_read_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,13 +111,15 @@ class Scheduler:
         Where all that it reads is the beginning of the next request, that goes on with what the step has which is being
         computed. So there is one at most, however fast somebody types and however slow the machine is.
         """
-        ahead, self._ahead = self._ahead, None
-        if ahead is None:
-            return
-        if next_one is not None and common_prefix(ahead.prompt, next_one.prompt) == len(ahead.prompt):
-            ahead.cancelled = True
-        else:
-            self.cancel(ahead)
+        aheads = {request for request in self._computing if request.reads_ahead}
+        if self._ahead is not None:
+            aheads.add(self._ahead)
+        self._ahead = None
+        for ahead in aheads:
+            if next_one is not None and common_prefix(ahead.prompt, next_one.prompt) == len(ahead.prompt):
+                ahead.cancelled = True
+            else:
+                self.cancel(ahead)
 
     def cancel(self, request: Request) -> None:
         """End a request soon: at once where the batch that is being decoded is of nobody else, else after it.
