@@ -85,6 +85,7 @@ def bias_shift(rows: Floats, rounded: Floats, moments: Moments) -> Floats:
 def _compensate(
     rows: Floats, ggml_type: GGMLQuantizationType, dtype: torch.dtype, pool: ThreadPoolExecutor, part: Part
 ) -> NDArray[np.uint8]:
+    """The blocks of a part's columns: (n_rows, bytes)."""
     factor = _factor(part.product)
     steer = torch.linalg.solve_triangular(factor, SHARE * part.lack, upper=True).T.to(dtype)
     return np.concatenate(
@@ -102,7 +103,11 @@ def _round_with(
     steer: torch.Tensor,
     pool: ThreadPoolExecutor,
 ) -> NDArray[np.uint8]:
-    """Super-block by super-block, each with what those before it owe it: (n_rows, bytes)."""
+    """Blocks of `exact` (n_rows, n_columns), each with what the super-blocks before it owe it: (n_rows, bytes).
+
+    `factor` and `steer` are (n_columns, n_columns). What is owed for other inputs than the full model's is that row of
+    `exact` times `steer`.
+    """
     dtype = steer.dtype
     weights = exact.to(steer.device, dtype)
     errors = torch.empty_like(weights)
@@ -253,7 +258,11 @@ class Refinement:
 
     @property
     def memory(self) -> int:
-        """Bytes that rounding takes, roughly: the texts wait, in both models, before the largest matrix of a layer."""
+        """Bytes that rounding takes, roughly: before a layer's largest matrix, or with the output matrix.
+
+        The texts wait in both models. Of the matrix there are the checkpoint's values, the rounded ones and what both
+        are multiplied as; of a part's columns H, the lack, the factor and what is computed on the way.
+        """
         hparams, texts = self._plan.hparams, 2 * self.n_tokens
         product_bytes = product_type(self._device).itemsize
         waiting = texts * (4 * hparams.hidden_size + product_bytes * hparams.intermediate_size)

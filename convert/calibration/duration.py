@@ -1,6 +1,6 @@
 """How long conversions take on this machine: their operations, and a trial of how fast those are done here."""
 
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ _SIZE = 2048
 """Rows and columns of the matrices that are tried."""
 
 _TRIALS = 3
+"""How often each is tried; the quickest counts."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,4 @@ def _weights() -> float:
 def _seconds(work: Callable[[], object]) -> float:
     """The shortest of a few trials, after one that warms up."""
     work()
-    found = []
-    for _ in range(_TRIALS):
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return min(found)
+    return min(timeit.repeat(work, number=1, repeat=_TRIALS))
