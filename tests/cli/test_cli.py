@@ -246,7 +246,7 @@ def test_ctrl_c_during_an_import_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "large.gguf"
     with source.open("wb") as file:
         file.write(demo_model().read_bytes())
-        file.truncate(4 * 2**30)  # a hole: it takes no room here, and long to read; an import asks for as much free space
+        file.truncate(4 * 2**30)  # a hole: it takes no room here, and long to read
     process = subprocess.Popen(launch("models", "import", str(source)), stderr=subprocess.PIPE, encoding="utf-8")
     partial = models_dir() / "large.gguf.partial"
     while process.poll() is None and not (partial.exists() and partial.stat().st_size):
