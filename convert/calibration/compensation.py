@@ -44,11 +44,15 @@ from weblab_local.files import partial_path
 
 Floats = NDArray[np.float32]
 
-METHOD = "GPTAQ about exact means, with biases, levels and scales set anew by turns"
+METHOD = "GPTAQ about exact means, damped by tokens, with biases, levels and scales set anew by turns"
 """Changed when the same checkpoint and texts give another file than before."""
 
 DAMPING = 0.05
 """Added to X^T X's diagonal, as a share of its mean: columns are taken for a little less dependent than they seem."""
+
+SCARCITY = 0.195
+"""For each column to a row of X the same, where that is more: few rows make columns look more dependent than they are.
+The 10B has 0.6 columns to a token. See `docs/figures.md`."""
 
 SHARE = 0.5
 """Of the way from what a matrix makes of X to what it makes of Y; all of it would follow the texts too closely."""
@@ -86,7 +90,7 @@ def _compensate(
     rows: Floats, ggml_type: GGMLQuantizationType, dtype: torch.dtype, pool: ThreadPoolExecutor, part: Part
 ) -> NDArray[np.uint8]:
     """The blocks of a part's columns: (n_rows, bytes)."""
-    factor = _factor(part.product)
+    factor = _factor(part)
     steer = torch.linalg.solve_triangular(factor, SHARE * part.lack, upper=True).T.to(dtype)
     return np.concatenate(
         [
@@ -140,21 +144,21 @@ def _round_rows(
     return with_values(found, ggml_type, grid, values), values
 
 
-def _factor(moments: torch.Tensor) -> torch.Tensor:
-    """F, upper triangular, with F F^T = X^T X with damping: float32 (n, n). `moments` is X^T X from its diagonal on.
+def _factor(part: Part) -> torch.Tensor:
+    """F, upper triangular, with F F^T = X^T X with damping: float32 (n, n).
 
     What rows q in place of rows w do to the outputs is (w - q) X^T X (w - q)^T, the squared length of (w - q) F, whose
     element k depends on the columns up to k alone. With other inputs X than the full model's Y, w (Y - X)^T X F^-T is
     added to (w - q) F.
     """
-    damped = moments.cpu().flip(0, 1)
+    damped = part.product.cpu().flip(0, 1)
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1
-    diagonal += DAMPING * diagonal.mean()
+    diagonal += max(DAMPING, SCARCITY * len(damped) / part.n_rows) * diagonal.mean()
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         lower = torch.linalg.cholesky(damped.double()).float()
-    factor: torch.Tensor = lower.flip(0, 1).to(moments.device)
+    factor: torch.Tensor = lower.flip(0, 1).to(part.product.device)
     return factor
 
 
@@ -187,12 +191,13 @@ class Compensation:
     def _readers_of_the_embedding(self) -> Part:
         """A^T A of the matrices A that the first layer multiplies the embedding with."""
         n_columns = self._tensors["token_embd.weight"].shape[1]
-        product = torch.zeros(n_columns, n_columns)
+        product, n_rows = torch.zeros(n_columns, n_columns), 0
         for norm, matrix in (("attn_norm", "attn_qkv"), ("ffn_norm", "ffn_up")):
             rows = self._weights.read(f"blk.0.{matrix}.weight").cpu() * self._weights.read(f"blk.0.{norm}.weight").cpu()
             rows -= rows.mean(dim=1, keepdim=True)  # a layer norm takes the mean away
             product.addmm_(rows.T, rows)
-        return Part(slice(0, n_columns), product, torch.zeros_like(product))
+            n_rows += len(rows)
+        return Part(slice(0, n_columns), product, torch.zeros_like(product), n_rows)
 
     def is_rounded(self, name: str) -> bool:
         """Whether that matrix is rounded here."""
@@ -303,6 +308,7 @@ def recipe() -> dict[str, Any]:
         "texts": texts,
         "tokens": CALIBRATION_TOKENS,
         "damping": DAMPING,
+        "scarcity": SCARCITY,
         "share": SHARE,
         "sweeps": SWEEPS,
     }

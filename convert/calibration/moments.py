@@ -24,11 +24,12 @@ Inputs = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass
 class Part:
-    """Some columns, and about a centre: X^T X from its diagonal on, and X^T (Y - X), float32 (n, n)."""
+    """Some columns, and about a centre: X^T X from its diagonal on, and X^T (Y - X), float32 (n, n); X's rows."""
 
     columns: slice
     product: torch.Tensor
     lack: torch.Tensor
+    n_rows: int
 
 
 def column_parts(n_columns: int, max_columns: int = MAX_COLUMNS) -> Iterator[slice]:
@@ -57,7 +58,7 @@ class Moments:
         self._texts = texts
         self._max_columns = max_columns
         self._dtype = dtype
-        n_tokens = sum(len(inputs) for inputs, _ in texts)
+        self._n_tokens = n_tokens = sum(len(inputs) for inputs, _ in texts)
         self.mean = torch.stack([_sum(inputs) for inputs, _ in texts]).sum(dim=0) / n_tokens
         """X's mean: float64 (n_columns,), in the processor's memory."""
         self.mean_lack = torch.stack([_sum(full.float() - inputs) for inputs, full in texts]).sum(dim=0) / n_tokens
@@ -70,8 +71,8 @@ class Moments:
         return (self._part(columns) for columns in column_parts(len(self.mean), self._max_columns))
 
     def _part(self, columns: slice) -> Part:
-        size = columns.stop - columns.start
-        found = Part(columns, *(torch.zeros(size, size, device=self._device) for _ in range(2)))
+        zeros = torch.zeros(2 * (columns.stop - columns.start,), device=self._device)
+        found = Part(columns, zeros, torch.zeros_like(zeros), self._n_tokens)
         waiting: list[Inputs] = []
         for inputs, full in self._texts:
             here = inputs[:, columns].float()

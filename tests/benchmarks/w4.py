@@ -1,6 +1,7 @@
 """W4 and W3 beside llama.cpp's mixtures on held-out Japanese: mean KL divergence of the whole file, and of its layers.
 
     python -m tests.benchmarks.w4 CHECKPOINT JSQUAD [--mixtures Q4_K_M W4 Q3_K_M W3] [--texts 24] [--tokens 216]
+        [--calibration-tokens 842]
     python -m tests.benchmarks.w4 CHECKPOINT --time
 
 CHECKPOINT: one with real structure, such as WEBLAB_TEST_DATA's weblab-mid. JSQUAD: JSQuAD's validation file, whose
@@ -28,6 +29,7 @@ import torch
 from gguf import GGUFReader, dequantize
 from transformers import GPTNeoXForCausalLM
 
+from convert.calibration import compensation
 from convert.calibration.duration import estimate, measure
 from convert.calibration.two_passes import Progress, TwoPasses
 from convert.model.gpt_neox import hyperparameters, map_tensors
@@ -139,7 +141,14 @@ def main() -> None:
     )
     parser.add_argument("--texts", type=int, default=24, help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=216, help="of each text; default: %(default)s")
+    parser.add_argument(
+        "--calibration-tokens",
+        type=int,
+        default=compensation.CALIBRATION_TOKENS,
+        help="with hidden size 512, 842 are as few for a column as the 10B has; default: %(default)s",
+    )
     arguments = parser.parse_args()
+    compensation.CALIBRATION_TOKENS = arguments.calibration_tokens
     os.environ["VERIFY"] = "0"
     if arguments.time:
         time_rounding(arguments.checkpoint)
