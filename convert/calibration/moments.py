@@ -71,7 +71,8 @@ class Moments:
         return (self._part(columns) for columns in column_parts(len(self.mean), self._max_columns))
 
     def _part(self, columns: slice) -> Part:
-        zeros = torch.zeros(2 * (columns.stop - columns.start,), device=self._device)
+        size = columns.stop - columns.start
+        zeros = torch.zeros(size, size, device=self._device)
         found = Part(columns, zeros, torch.zeros_like(zeros), self._n_tokens)
         waiting: list[Inputs] = []
         for inputs, full in self._texts:

@@ -111,7 +111,8 @@ def time_rounding(folder: Path) -> None:
 
     checkpoint = open_checkpoint(folder)
     plan = make_plan(checkpoint, model_card(local_source(folder), "auto", []), [W4], folder)
-    estimated = estimate(plan, measure(plan.n_threads, find_device("auto"))).rounding
+    speeds = measure(plan.n_threads, find_device("auto"))
+    estimated = estimate(plan, speeds, compensation.CALIBRATION_TOKENS).rounding
     watching = threading.Thread(target=watch)
     watching.start()
     with tempfile.TemporaryDirectory() as scratch:
