@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,11 +29,11 @@ from convert.calibration.moments import Moments, Part, column_parts
 from convert.calibration.products import product, product_type
 from convert.calibration.two_passes import TwoPasses
 from convert.model.gpt_neox import Tensor
-from convert.quantization.block_types import SUPER_BLOCK
+from convert.quantization.block_types import GRIDS, SUPER_BLOCK
 from convert.quantization.dequantize import dequantize_rows
 from convert.quantization.grid import read_grid, with_values
 from convert.quantization.quantize import quantize_rows
-from convert.quantization.rounding import SWEEPS, round_super_block
+from convert.quantization.rounding import SWEEPS, QuadraticForm, round_super_block
 from convert.reference.reference import find_device
 from convert.reference.state import StateFile, identity
 from convert.reference.texts import calibration, describe, read_tokenizer, sequences
@@ -44,7 +45,7 @@ from weblab_local.files import partial_path
 
 Floats = NDArray[np.float32]
 
-METHOD = "GPTAQ about exact means, damped by tokens, with biases, levels and scales set anew by turns"
+METHOD = "GPTAQ about exact means, damped by tokens, with biases, levels and scales set anew block by block"
 """Changed when the same checkpoint and texts give another file than before."""
 
 DAMPING = 0.05
@@ -61,87 +62,142 @@ CALIBRATION_TOKENS = 8000
 CALIBRATION_CONTEXT = 512
 """Tokens in all, and in a sequence at most."""
 
+WIDE = 4096
+TOKENS_IF_WIDE = 5000
+"""From that hidden size on fewer tokens: each costs a layer of the 10B 4 ms, and 8000 lose hardly less there."""
+
 _TASKS = 2
 """Shares of the rows for each thread: many small ones take longer, and of one each all wait for the slowest core."""
 
-_ROWS_AT_ONCE = 1 << 14
-"""Rows whose errors are in memory at a time: a layer's are fewer, an embedding's more."""
+_ROWS_AT_ONCE = 1 << 13
+"""Rows that are steered at a time: what they are steered by takes as much memory as they do."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Rows in blocks, and what these are off by."""
+
+    blocks: NDArray[np.uint8]
+    """(n_rows, bytes)"""
+    errors: torch.Tensor
+    """What the rows have more than the blocks decode to, in the type of the products: (n_rows, n_columns)."""
+    mean_error: torch.Tensor
+    """What that makes of the inputs' mean: float32 (n_rows,)."""
+
+
+@dataclass(frozen=True)
+class _Debts:
+    """What a part's super-blocks owe to each other, each of which pays by its own weights."""
+
+    forms: list[QuadraticForm]
+    """What an error inside each of them counts."""
+    later: torch.Tensor
+    """By what the errors of all columns before a super-block are multiplied: (n_columns, n_columns)."""
+    steer: torch.Tensor | None
+    """The same for the exact weights, where the inputs are not the full model's."""
+
+    @classmethod
+    def of(cls, part: Part, dtype: torch.dtype) -> "_Debts":
+        """Those of a part, to be multiplied in `dtype`."""
+        factor, steer = _factor(part), None
+        if part.lack is not None:
+            steer = torch.linalg.solve_triangular(factor, SHARE * part.lack, upper=True).T
+        forms = []
+        for start in range(0, len(factor), SUPER_BLOCK):
+            here = slice(start, start + SUPER_BLOCK)
+            inside = factor[here, here].contiguous()
+            forms.append(QuadraticForm((inside @ inside.T).cpu().numpy(), inside.cpu().numpy()))
+            for owed in (factor[:start, here],) if steer is None else (factor[:start, here], steer[:, here]):
+                owed.copy_(torch.linalg.solve_triangular(inside, owed, upper=True, left=False))
+        return cls(forms, factor.to(dtype), None if steer is None else steer.to(dtype))
 
 
 def compensated(
-    rows: Floats, ggml_type: GGMLQuantizationType, parts: Iterable[Part], dtype: torch.dtype = torch.float32
-) -> NDArray[np.uint8]:
-    """Quantize `rows` (n_rows, n_columns) to `ggml_type`, one of GRIDS, with compensation: (n_rows, bytes).
+    rows: torch.Tensor, ggml_type: GGMLQuantizationType, parts: Iterable[Part], dtype: torch.dtype = torch.float32
+) -> Rounded:
+    """Quantize `rows`, float32 (n_rows, n_columns), to `ggml_type`, one of GRIDS, with compensation.
 
     `dtype` is what products are computed in, on the device where the parts are.
     """
     with ThreadPoolExecutor(available_cores()) as pool:
-        blocks = list(map(partial(_compensate, rows, ggml_type, dtype, pool), parts))  # which keeps no part
-    return np.concatenate(blocks, axis=1)
+        found = list(map(partial(_compensate, rows, ggml_type, dtype, pool), parts))  # which keeps no part
+    if len(found) == 1:
+        return found[0]
+    return Rounded(
+        np.concatenate([part.blocks for part in found], axis=1),
+        torch.cat([part.errors for part in found], dim=1),
+        torch.stack([part.mean_error for part in found]).sum(dim=0),
+    )
 
 
-def bias_shift(rows: Floats, rounded: Floats, moments: Moments) -> Floats:
+def bias_shift(rows: torch.Tensor, rounded: Rounded, moments: Moments) -> torch.Tensor:
     """What the bias of `rows` (n_rows, n_columns) has to take back once they are `rounded`: (n_rows,)."""
-    shift: Floats = (rows - rounded) @ moments.mean.float().numpy() + rows @ moments.mean_lack.float().numpy()
-    return shift
+    return rounded.mean_error + rows @ moments.mean_lack.float()
 
 
 def _compensate(
-    rows: Floats, ggml_type: GGMLQuantizationType, dtype: torch.dtype, pool: ThreadPoolExecutor, part: Part
-) -> NDArray[np.uint8]:
-    """The blocks of a part's columns: (n_rows, bytes)."""
-    factor = _factor(part)
-    steer = torch.linalg.solve_triangular(factor, SHARE * part.lack, upper=True).T.to(dtype)
-    return np.concatenate(
-        [
-            _round_with(torch.from_numpy(some), ggml_type, factor, steer, pool)
-            for some in np.split(rows[:, part.columns], range(_ROWS_AT_ONCE, len(rows), _ROWS_AT_ONCE))
-        ]
+    rows: torch.Tensor, ggml_type: GGMLQuantizationType, dtype: torch.dtype, pool: ThreadPoolExecutor, part: Part
+) -> Rounded:
+    """A part's columns."""
+    debts = _Debts.of(part, dtype)
+    exact = rows[:, part.columns]
+    found = Rounded(
+        np.empty((len(rows), len(debts.forms) * GRIDS[ggml_type].layout.size), np.uint8),
+        torch.empty_like(exact, dtype=dtype, device=debts.later.device),
+        torch.zeros(len(rows)),
     )
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
+        part_of_found = Rounded(found.blocks[some], found.errors[some], found.mean_error[some])
+        _round_with(exact[some], ggml_type, debts, part.mean, pool, part_of_found)
+    return found
 
 
 def _round_with(
     exact: torch.Tensor,
     ggml_type: GGMLQuantizationType,
-    factor: torch.Tensor,
-    steer: torch.Tensor,
+    debts: _Debts,
+    mean: torch.Tensor,
     pool: ThreadPoolExecutor,
-) -> NDArray[np.uint8]:
-    """Blocks of `exact` (n_rows, n_columns), each with what the super-blocks before it owe it: (n_rows, bytes).
-
-    `factor` and `steer` are (n_columns, n_columns). What is owed for other inputs than the full model's is that row of
-    `exact` times `steer`.
-    """
-    dtype = steer.dtype
-    weights = exact.to(steer.device, dtype)
-    errors = torch.empty_like(weights)
-    rows_each = -(-len(exact) // (_TASKS * available_cores()))
-    blocks = []
-    for start in range(0, exact.shape[1], SUPER_BLOCK):
+    rounded: Rounded,
+) -> None:
+    """Fill in what `exact` (n_rows, n_columns) is `rounded` to, each super-block with what those before owe to it."""
+    n_rows, size, dtype = len(exact), GRIDS[ggml_type].layout.size, debts.later.dtype
+    steered = None if debts.steer is None else product(exact.to(debts.later), debts.steer, dtype)
+    error = torch.empty(n_rows, SUPER_BLOCK)
+    rows_each = -(-n_rows // (_TASKS * available_cores()))
+    shares = [slice(first, first + rows_each) for first in range(0, n_rows, rows_each)]
+    for number, form in enumerate(debts.forms):
+        start = number * SUPER_BLOCK
         here = slice(start, start + SUPER_BLOCK)
-        inside = factor[here, here].contiguous()
-        owed = product(weights, steer[:, here], dtype)
-        owed += product(errors[:, :start], factor[:start, here], dtype)
-        owed = torch.linalg.solve_triangular(inside, owed, upper=True, left=False)
-        target = exact[:, here] + owed.cpu()
-        round_rows = partial(_round_rows, ggml_type=ggml_type, factor=inside.cpu().numpy())
-        found, values = zip(*pool.map(round_rows, target.split(rows_each)), strict=True)
-        blocks.append(np.concatenate(found))
-        errors[:, here] = exact[:, here] - torch.from_numpy(np.concatenate(values))
-    return np.concatenate(blocks, axis=1)
+        owed = product(rounded.errors[:, :start], debts.later[:start, here], dtype)
+        if steered is not None:
+            owed += steered[:, here]
+        blocks = rounded.blocks[:, number * size : (number + 1) * size]
+        round_rows = partial(
+            _round_rows, exact[:, here].numpy(), owed.cpu().numpy(), blocks, error.numpy(), ggml_type, form
+        )
+        for _ in pool.map(round_rows, shares):
+            pass
+        rounded.errors[:, here] = error
+        rounded.mean_error.add_(error @ mean[here])
 
 
 def _round_rows(
-    rows: torch.Tensor, ggml_type: GGMLQuantizationType, factor: Floats
-) -> tuple[NDArray[np.uint8], Floats]:
-    """Super-blocks (n_rows, bytes) of `rows` (n_rows, 256), and what they decode to.
-
-    A column's error counts as much as it does once the later columns have made up for it.
-    """
-    wanted = rows.numpy()
-    found = quantize_rows(wanted, ggml_type, np.square(factor.diagonal()))
-    grid, values = round_super_block(wanted, ggml_type, read_grid(found, ggml_type), factor)
-    return with_values(found, ggml_type, grid, values), values
+    exact: Floats,
+    owed: Floats,
+    blocks: NDArray[np.uint8],
+    errors: Floats,
+    ggml_type: GGMLQuantizationType,
+    form: QuadraticForm,
+    share: slice,
+) -> None:
+    """Fill in a share of the super-blocks (n_rows, bytes) of `exact` (n_rows, 256), and their errors (n_rows, 256)."""
+    wanted = exact[share] + owed[share]
+    found = quantize_rows(wanted, ggml_type, form.importance)
+    grid, values = round_super_block(wanted, ggml_type, read_grid(found, ggml_type), form)
+    blocks[share] = with_values(found, ggml_type, grid, values)
+    np.subtract(exact[share], values, out=errors[share])
 
 
 def _factor(part: Part) -> torch.Tensor:
@@ -180,11 +236,11 @@ class Compensation:
         name = "token_embd.weight"
         ggml_type = self._planned.tensors[name].ggml_type
         if not self.is_rounded(name):
-            rows = self._weights.gather(name, ids).cpu().numpy()
-            blocks = quantize_rows(rows, ggml_type, self._planned.importance.get(name))
+            used = self._weights.gather(name, ids).cpu().numpy()
+            blocks = quantize_rows(used, ggml_type, self._planned.importance.get(name))
             return torch.from_numpy(dequantize_rows(blocks, ggml_type))
-        rows = self._weights.read(name).cpu().numpy()
-        blocks = compensated(rows, ggml_type, [self._readers_of_the_embedding()], self.dtype)
+        rows = self._weights.read(name).cpu()
+        blocks = compensated(rows, ggml_type, [self._readers_of_the_embedding()], self.dtype).blocks
         self._file.write_at(self._planned.position(name), blocks)
         return torch.from_numpy(dequantize_rows(blocks[ids], ggml_type))
 
@@ -197,7 +253,7 @@ class Compensation:
             rows -= rows.mean(dim=1, keepdim=True)  # a layer norm takes the mean away
             product.addmm_(rows.T, rows)
             n_rows += len(rows)
-        return Part(slice(0, n_columns), product, torch.zeros_like(product), n_rows)
+        return Part(slice(0, n_columns), product, None, torch.zeros(n_columns), n_rows)
 
     def is_rounded(self, name: str) -> bool:
         """Whether that matrix is rounded here."""
@@ -210,42 +266,52 @@ class Compensation:
     def layer_matrix(self, name: str, weight: torch.Tensor, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a layer's matrix and its bias; both as the file has them, in the checkpoint's order of rows.
 
-        `name` is that of the weight, `weight` (n_rows, n_columns) what the checkpoint has.
+        `name` is that of the weight, `weight` (n_rows, n_columns) what the checkpoint has. The matrix that is returned
+        is in the type of products, the bias in float32.
         """
         matrix, bias = self._tensors[name], self._tensors[name.removesuffix("weight") + "bias"]
-        order = slice(None) if matrix.row_order is None else matrix.row_order
-        back = slice(None) if matrix.row_order is None else matrix.row_order.argsort()
-        rows = weight.cpu().numpy()
-        blocks = self._write(name, rows[order], moments)
-        rounded = dequantize_rows(blocks[back], self._planned.tensors[name].ggml_type)
-        values = np.zeros(len(rows), np.float32) if bias.source is None else self._weights.read(bias.name).cpu().numpy()
-        values = values + bias_shift(rows, rounded, moments)
-        self._file.write_at(self._planned.position(bias.name), np.ascontiguousarray(values[order]))
-        return torch.from_numpy(rounded).to(weight.device), torch.from_numpy(values).to(weight.device)
+        order: torch.Tensor | slice = slice(None)
+        back = order
+        if matrix.row_order is not None:
+            order = torch.from_numpy(matrix.row_order)
+            back = order.argsort()
+        rows = weight.cpu()[order]
+        rounded = self._write(name, rows, moments)
+        values = torch.zeros(len(rows)) if bias.source is None else self._weights.read(bias.name).cpu()
+        values = values[order] + bias_shift(rows, rounded, moments)
+        self._file.write_at(self._planned.position(bias.name), values.numpy())
+        as_rounded = rounded.errors[back]
+        return torch.sub(weight, as_rounded, out=as_rounded), values[back].to(weight.device)
 
     def output(self, moments: Moments) -> None:
         """Write the output matrix."""
         name = "output.weight"
-        self._write(name, self._weights.read(name).cpu().numpy(), moments)
+        self._write(name, self._weights.read(name).cpu(), moments)
 
-    def _write(self, name: str, rows: Floats, moments: Moments) -> NDArray[np.uint8]:
-        """Write `rows` in the file's order; their blocks."""
-        blocks = compensated(rows, self._planned.tensors[name].ggml_type, moments.parts(), self.dtype)
-        self._file.write_at(self._planned.position(name), blocks)
-        return blocks
+    def _write(self, name: str, rows: torch.Tensor, moments: Moments) -> Rounded:
+        """Write `rows` in the file's order."""
+        rounded = compensated(rows, self._planned.tensors[name].ggml_type, moments.parts(), self.dtype)
+        self._file.write_at(self._planned.position(name), rounded.blocks)
+        return rounded
+
+
+def calibration_tokens(hidden_size: int) -> int:
+    """How many tokens of the calibration texts a model is rounded by."""
+    return CALIBRATION_TOKENS if hidden_size < WIDE else min(CALIBRATION_TOKENS, TOKENS_IF_WIDE)
 
 
 class Refinement:
     """What `pipeline.convert` rounds the matrices of a compensated output with, from layer to layer.
 
-    The inputs are those that the checkpoint makes of CALIBRATION_TOKENS tokens of the project's calibration texts. How
-    far it has come is kept beside the output, so that it can be interrupted.
+    The inputs are those that the checkpoint makes of `calibration_tokens` tokens of the project's calibration texts.
+    How far it has come is kept beside the output, so that it can be interrupted.
     """
 
     def __init__(self, checkpoint: Checkpoint, plan: Plan) -> None:
         n_ctx = min(CALIBRATION_CONTEXT, plan.hparams.max_position_embeddings)
         tokenizer = read_tokenizer(checkpoint.tokenizer_folder)
-        found = sequences(calibration(), tokenizer, plan.hparams.eos_token_id, n_ctx, CALIBRATION_TOKENS)
+        n_tokens = calibration_tokens(plan.hparams.hidden_size)
+        found = sequences(calibration(), tokenizer, plan.hparams.eos_token_id, n_ctx, n_tokens)
         self._checkpoint = checkpoint
         self._plan = plan
         self._ids = [np.asarray(ids, np.int64) for ids in found]
@@ -307,6 +373,7 @@ def recipe() -> dict[str, Any]:
         "method": METHOD,
         "texts": texts,
         "tokens": CALIBRATION_TOKENS,
+        "tokens_if_wide": TOKENS_IF_WIDE,
         "damping": DAMPING,
         "scarcity": SCARCITY,
         "share": SHARE,

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 
-from convert.calibration.compensation import CALIBRATION_TOKENS
-from convert.calibration.moments import column_parts
+from convert.calibration.compensation import calibration_tokens
+from convert.calibration.moments import column_parts, follows
 from convert.calibration.products import product_type
 from convert.quantization.mixtures import DEFAULT_MIXTURE, W4
 from convert.quantization.quantize import quantize_rows
@@ -90,17 +90,22 @@ def _span(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def estimate(plan: Plan, speeds: Speeds, n_tokens: int = CALIBRATION_TOKENS) -> Durations:
-    """Estimate the conversion of a plan's checkpoint, with `n_tokens` of calibration text for W4 and W3."""
+def estimate(plan: Plan, speeds: Speeds) -> Durations:
+    """Estimate the conversion of a plan's checkpoint."""
+    n_tokens = calibration_tokens(plan.hparams.hidden_size)
     products = float32 = 0
     for tensor in plan.tensors:
         if len(tensor.shape) == 2:
             n_rows, n_columns = tensor.shape
             sizes = [part.stop - part.start for part in column_parts(n_columns)]
             squares, cubes = (sum(size**power for size in sizes) for power in (2, 3))
-            passes = 2 if tensor.name.startswith("blk.") else 0
-            products += 2 * passes * n_tokens * n_rows * n_columns + (2 * n_tokens + 3 * n_rows) * squares
-            float32 += n_tokens * squares + cubes * 4 // 3
+            products += n_rows * squares
+            float32 += n_tokens * squares + cubes // 3
+            if tensor.name.startswith("blk."):
+                products += 2 * 2 * n_tokens * n_rows * n_columns
+            if tensor.name != "token_embd.weight" and follows(tensor.name, n_tokens, n_columns):
+                products += 2 * (n_tokens + n_rows) * squares
+                float32 += cubes
     quantizing = plan.n_weights / speeds.weights
     besides = _OPERATIONS_BESIDES * plan.n_weights / speeds.processor
     rounding = products / speeds.products + float32 / speeds.float32 + besides

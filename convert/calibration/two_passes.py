@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convert.calibration.moments import Inputs, Moments
+from convert.calibration.moments import Inputs, Moments, follows
 from convert.errors import CheckpointError
 from convert.model.gpt_neox import Hyperparameters
 from convert.reference.forward import MATRICES, Steps, layer_norm, layer_steps, rotary
@@ -41,7 +41,7 @@ class Rounder(Protocol):
         """Whether that matrix is rounded; another stays as it is in the full model."""
 
     def layer_matrix(self, name: str, weight: torch.Tensor, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's matrix and its bias, rounded."""
+        """A layer's matrix, in `dtype`, and its bias, rounded."""
 
     def output(self, moments: Moments) -> None:
         """The output matrix is rounded, too."""
@@ -132,10 +132,11 @@ class TwoPasses:
             weight = self._weights.read(name)
             full[f"{matrix}.weight"] = rounded[f"{matrix}.weight"] = weight.to(self._rounder.dtype)
             if self._rounder.is_rounded(name):
-                moments = Moments(inputs, dtype=self._rounder.dtype)
-                values, rounded[f"{matrix}.bias"] = self._rounder.layer_matrix(name, weight, moments)
-                rounded[f"{matrix}.weight"] = values.to(self._rounder.dtype)
-                del values, moments
+                follow = follows(name, sum(len(found) for found, _ in inputs), weight.shape[1])
+                moments = Moments(inputs, follow=follow, dtype=self._rounder.dtype)
+                found = self._rounder.layer_matrix(name, weight, moments)
+                rounded[f"{matrix}.weight"], rounded[f"{matrix}.bias"] = found
+                del found, moments
             del weight, inputs
             done()
         for in_rounded, in_full in steps:

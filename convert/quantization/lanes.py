@@ -1,9 +1,9 @@
 """Sixteen float32 values side by side, as a type for functions that Numba compiles.
 
 Written with `Lanes`, a kernel reads like scalar code and computes 16 blocks at once. Every operation is LLVM's own on
-`<16 x float>`: rounded as IEEE 754 says, in the order written, never fused or reordered. LLVM splits it into whatever
-registers the processor has (one of AVX-512, two of AVX2, four of NEON). Numba's loop vectorizer would have to be
-coaxed into the same code; here nothing depends on its mood.
+`<16 x float>`: rounded as IEEE 754 says, in the order written, never reordered, and fused only in `fused`. LLVM splits
+it into whatever registers the processor has (one of AVX-512, two of AVX2, four of NEON). Numba's loop vectorizer would
+have to be coaxed into the same code; here nothing depends on its mood.
 
 The operators `+ - * / < >` and `&` are defined, and the functions below. Nothing here runs outside compiled code.
 """
@@ -125,6 +125,12 @@ def _store_bytes(context: Any, builder: Any, arguments: Sequence[Any], values: S
     return context.get_dummy_value()
 
 
+def _load_splat(context: Any, builder: Any, arguments: Sequence[Any], values: Sequence[Any]) -> Any:
+    array, index = values
+    data = context.make_array(arguments[0])(context, builder, array).data
+    return _splat(context, builder, (), [builder.load(builder.gep(data, [index]))])
+
+
 def _splat(_: Any, builder: Any, __: Sequence[Any], values: Sequence[Any]) -> Any:
     nothing = ir.Constant(_FLOATS, ir.Undefined)
     first = builder.insert_element(nothing, values[0], ir.IntType(32)(0))
@@ -137,7 +143,7 @@ def _all_true(_: Any, builder: Any, __: Sequence[Any], values: Sequence[Any]) ->
 
 def _llvm(name: str) -> _Emit:
     def emit(_: Any, builder: Any, __: Sequence[Any], values: Sequence[Any]) -> Any:
-        signature = ir.FunctionType(_FLOATS, [_FLOATS])
+        signature = ir.FunctionType(_FLOATS, [_FLOATS] * len(values))
         function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.{name}.v{COUNT}f32")  # type: ignore[no-untyped-call]
         return builder.call(function, values)
 
@@ -155,6 +161,9 @@ store_bytes: Callable[[NDArray[np.uint8], int, Lanes], None] = _operation(3, typ
 
 splat: Callable[[np.float32], Lanes] = _operation(1, _LANES, _splat)
 """One float32 in all lanes."""
+
+load_splat: Callable[[NDArray[np.float32], int], Lanes] = _operation(2, _LANES, _load_splat)
+"""One value of a contiguous float32 array in all lanes, by its index, which is not checked."""
 
 where: Callable[[Mask, Lanes, Lanes], Lanes] = _operation(
     3, _LANES, lambda _, builder, __, values: builder.select(*values)
@@ -174,3 +183,6 @@ sqrt: Callable[[Lanes], Lanes] = _operation(1, _LANES, _llvm("sqrt"))
 floor: Callable[[Lanes], Lanes] = _operation(1, _LANES, _llvm("floor"))
 rint: Callable[[Lanes], Lanes] = _operation(1, _LANES, _llvm("rint"))
 """To the nearest whole number, halves to the even one."""
+
+fused: Callable[[Lanes, Lanes, Lanes], Lanes] = _operation(3, _LANES, _llvm("fmuladd"))
+"""a * b + c, rounded once where the processor has an instruction for that, and twice elsewhere."""

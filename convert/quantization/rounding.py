@@ -1,10 +1,13 @@
 """Levels and scales of a super-block for the error that a quadratic form measures, sixteen rows at a time.
 
 For a row's error e in these 256 columns, that is e S e^T, and S = F F^T with F upper triangular. Levels are chosen
-column by column, each making up for those before it (Babai's nearest plane, which is GPTQ's rule). Then, by turns: each
-block's scale and minimum are set to the best there are for these levels, and each level to the best for all others.
+column by column, each making up for those before it (Babai's nearest plane, which is GPTQ's rule). Then, block by
+block: scale and minimum are set to the best there are for these levels, and each level to the best for all others.
 Every step lowers the error or leaves it. A row does not depend on the other fifteen: see `lanes`.
 """
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -14,14 +17,15 @@ from convert.quantization import lanes
 from convert.quantization.block_types import GRIDS, SUPER_BLOCK
 from convert.quantization.grid import Grid
 from convert.quantization.kernels import compiled
-from convert.quantization.lanes import Lanes, all_true, equal, floor, load, rint, splat, store, where
+from convert.quantization.lanes import Lanes, all_true, equal, floor, fused, load, load_splat, rint, splat, store, where
 
 LANES = lanes.COUNT
 
-SWEEPS = 4
+SWEEPS = 3
 """How often scales and levels are set anew; more change little."""
 
 Floats = NDArray[np.float32]
+Columns = NDArray[np.int64]
 
 _F = np.float32
 _ZERO, _ONE, _TWO = _F(0), _F(1), _F(2)
@@ -29,20 +33,42 @@ _SINGULAR = _F(1e-5)
 _BLOCKS = 16
 
 
-def round_super_block(rows: Floats, ggml_type: GGMLQuantizationType, grid: Grid, factor: Floats) -> tuple[Grid, Floats]:
+@dataclass(frozen=True)
+class QuadraticForm:
+    """S = F F^T, and F: float32 (256, 256)."""
+
+    form: Floats
+    factor: Floats
+
+    @cached_property
+    def shares(self) -> Floats:
+        """What each column makes up for of an earlier one's error, which is in its column: (256, 256)."""
+        return np.ascontiguousarray((self.factor / self.factor.diagonal()).T)
+
+    @cached_property
+    def importance(self) -> Floats:
+        """What a column's error counts once the later ones have made up for it: (256,)."""
+        return np.square(self.factor.diagonal())
+
+
+def round_super_block(
+    rows: Floats, ggml_type: GGMLQuantizationType, grid: Grid, error: QuadraticForm
+) -> tuple[Grid, Floats]:
     """The grid with better scales, and the values on it that `rows` (n_rows, 256) are rounded to.
 
-    `grid` is where the search for scales begins; `factor` (256, 256) is F.
+    `grid` is where the search for scales begins.
     """
     kind = GRIDS[ggml_type]
-    form = np.ascontiguousarray(factor @ factor.T)
-    shares = np.ascontiguousarray((factor / factor.diagonal()).T)
+    n_blocks = SUPER_BLOCK // kind.block
+    in_blocks = error.form.reshape(SUPER_BLOCK, n_blocks, kind.block)
+    totals = in_blocks.reshape(n_blocks, kind.block, n_blocks, kind.block).sum(axis=(1, 3)).diagonal()
     scales, minima = grid.scales.copy(), grid.minima.copy()
     values = np.empty(rows.shape, _F)
     _round(
         np.ascontiguousarray(rows),
-        form.reshape(-1),
-        shares.reshape(-1),
+        np.ascontiguousarray(in_blocks.transpose(1, 0, 2)).reshape(-1),
+        error.shares.reshape(-1),
+        totals.copy(),
         grid.units[:, 0].copy(),
         grid.minimum_units[:, 0].copy(),
         scales,
@@ -69,11 +95,49 @@ def _dot(weights: Floats, first: int, tile: Floats, start: int, stop: int) -> La
     """The sum of weights[first + i] * the tile's column i, for i from `start` to `stop`, a multiple of four apart."""
     one, two, three, four = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
     for i in range(start, stop, 4):
-        one = one + splat(weights[first + i]) * load(tile, i * LANES)
-        two = two + splat(weights[first + i + 1]) * load(tile, (i + 1) * LANES)
-        three = three + splat(weights[first + i + 2]) * load(tile, (i + 2) * LANES)
-        four = four + splat(weights[first + i + 3]) * load(tile, (i + 3) * LANES)
+        one = fused(load_splat(weights, first + i), load(tile, i * LANES), one)
+        two = fused(load_splat(weights, first + i + 1), load(tile, (i + 1) * LANES), two)
+        three = fused(load_splat(weights, first + i + 2), load(tile, (i + 2) * LANES), three)
+        four = fused(load_splat(weights, first + i + 3), load(tile, (i + 3) * LANES), four)
     return (one + two) + (three + four)
+
+
+@compiled
+def _add_products(
+    weights: Floats,
+    start: int,
+    width: int,
+    tile: Floats,
+    columns: Columns,
+    first_column: int,
+    last_column: int,
+    sums: Floats,
+    first: int,
+    last: int,
+) -> None:
+    """To each of `sums` from `first` to `last` its row of `weights` times the tile's columns[first_column:last_column].
+
+    Row j begins at start + j * width. Four at a time: what is loaded of the tile is multiplied four times.
+    """
+    for j in range(first, last, 4):
+        row = start + j * width
+        one, two, three, four = (
+            load(sums, j * LANES),
+            load(sums, (j + 1) * LANES),
+            load(sums, (j + 2) * LANES),
+            load(sums, (j + 3) * LANES),
+        )
+        for number in range(first_column, last_column):
+            i = columns[number]
+            column = load(tile, i * LANES)
+            one = fused(load_splat(weights, row + i), column, one)
+            two = fused(load_splat(weights, row + width + i), column, two)
+            three = fused(load_splat(weights, row + 2 * width + i), column, three)
+            four = fused(load_splat(weights, row + 3 * width + i), column, four)
+        store(sums, j * LANES, one)
+        store(sums, (j + 1) * LANES, two)
+        store(sums, (j + 2) * LANES, three)
+        store(sums, (j + 3) * LANES, four)
 
 
 @compiled
@@ -98,6 +162,7 @@ def _round(
     rows: Floats,
     form: Floats,
     shares: Floats,
+    totals: Floats,
     units: Floats,
     minimum_units: Floats,
     scales: Floats,
@@ -111,14 +176,15 @@ def _round(
     values: Floats,
 ) -> None:
     n = SUPER_BLOCK
-    n_blocks = n // block
-    x, levels, errors, slopes = (
+    x, levels, errors, moves, sums = (
+        np.empty(n * LANES, _F),
         np.empty(n * LANES, _F),
         np.empty(n * LANES, _F),
         np.empty(n * LANES, _F),
         np.empty(n * LANES, _F),
     )
     scale, minimum = np.empty(_BLOCKS * LANES, _F), np.empty(_BLOCKS * LANES, _F)
+    every, moved = np.arange(n), np.empty(block, np.int64)
     unit_of, minimum_unit_of = np.empty(LANES, _F), np.empty(LANES, _F)
     zero, bottom, top = splat(_ZERO), splat(lowest), splat(highest)
     for start in range(0, len(rows), LANES):
@@ -130,45 +196,56 @@ def _round(
             unit_of[lane], minimum_unit_of[lane] = units[row], minimum_units[row]
         unit, minimum_unit = load(unit_of, 0), load(minimum_unit_of, 0)
 
+        sums[:] = x  # what each column should be, with what the blocks before it owe it
         errors[:] = _ZERO
-        for i in range(n):
-            step = unit * load(scale, i // block * LANES)
-            offset = minimum_unit * load(minimum, i // block * LANES)
-            value = load(x, i * LANES)
-            wanted = value + _dot(shares, i * n, errors, 0, (i + 3) // 4 * 4)
-            level = _within(rint((wanted + offset) / step), bottom, top)
-            level = where(equal(step, zero), zero, level)
-            store(levels, i * LANES, level)
-            store(errors, i * LANES, value - (step * level - offset))
-        for i in range(n):
-            store(slopes, i * LANES, _dot(form, i * n, errors, 0, n))
+        for first in range(0, n, block):
+            _add_products(shares, 0, n, errors, every, 0, first, sums, first, first + block)
+            step = unit * load(scale, first // block * LANES)
+            offset = minimum_unit * load(minimum, first // block * LANES)
+            for i in range(first, first + block):
+                wanted = load(sums, i * LANES) + _dot(shares, i * n, errors, first, first + block)
+                level = _within(rint((wanted + offset) / step), bottom, top)
+                level = where(equal(step, zero), zero, level)
+                store(levels, i * LANES, level)
+                store(errors, i * LANES, load(x, i * LANES) - (step * level - offset))
 
+        sums[:] = _ZERO  # the error's slopes by each column
+        for first in range(0, n, block):
+            _add_products(form, n * first - first, block, errors, every, first, first + block, sums, 0, n)
         for _ in range(sweeps):
-            for number in range(n_blocks):
+            for first in range(0, n, block):
+                own = n * first - first  # where the block's columns of S begin, by columns of the super-block
                 _refit(
                     form,
+                    own,
+                    totals[first // block],
                     unit,
                     minimum_unit,
                     scale,
                     minimum,
-                    number,
+                    first,
                     block,
                     lowest_scale,
                     highest_scale,
                     levels,
-                    slopes,
-                    errors,
+                    sums,
+                    every,
+                    moves,
                 )
-            for i in range(n):
-                step = unit * load(scale, i // block * LANES)
-                level = load(levels, i * LANES)
-                move = rint(load(slopes, i * LANES) / (splat(form[i * n + i]) * step))
-                better = where(equal(step, zero), level, _within(level + move, bottom, top))
-                if not all_true(equal(better, level)):
+                step = unit * load(scale, first // block * LANES)
+                n_moved = 0
+                for i in range(first, first + block):
+                    level, row = load(levels, i * LANES), own + i * block
+                    slope = load(sums, i * LANES) + _dot(form, row, moves, first, first + block)
+                    better = _within(level + rint(slope / (splat(form[row + i]) * step)), bottom, top)
+                    better = where(equal(step, zero), level, better)
+                    move = load(moves, i * LANES) - (better - level) * step
                     store(levels, i * LANES, better)
-                    taken = (better - level) * step
-                    for j in range(n):
-                        store(slopes, j * LANES, load(slopes, j * LANES) - taken * splat(form[i * n + j]))
+                    store(moves, i * LANES, move)
+                    if not all_true(equal(move, zero)):
+                        moved[n_moved] = i
+                        n_moved += 1
+                _add_products(form, own, block, moves, moved, 0, n_moved, sums, 0, n)
 
         for i in range(n):
             step = unit * load(scale, i // block * LANES)
@@ -182,33 +259,34 @@ def _round(
 @compiled
 def _refit(
     form: Floats,
+    own: int,
+    total: np.float32,
     unit: Lanes,
     minimum_unit: Lanes,
     scale: Floats,
     minimum: Floats,
-    number: int,
+    first: int,
     block: int,
     lowest_scale: np.float32,
     highest_scale: np.float32,
     levels: Floats,
     slopes: Floats,
-    taken: Floats,
+    every: Columns,
+    moves: Floats,
 ) -> None:
-    """Scale and minimum of block `number`, with its levels as they are; the error's slopes follow."""
-    n = SUPER_BLOCK
-    first, stop = number * block, (number + 1) * block
+    """Scale and minimum of the block that begins with column `first`, for its levels; its errors' moves by that."""
+    number, stop = first // block, first + block
     zero, two = splat(_ZERO), splat(_TWO)
-    l_l, l_1, l_g, sum_g = zero, zero, zero, zero
-    total = _ZERO
     for i in range(first, stop):
-        level, slope = load(levels, i * LANES), load(slopes, i * LANES)
-        product = _dot(form, i * n, levels, first, stop)
-        l_l = l_l + level * product
+        store(moves, i * LANES, zero)
+    _add_products(form, own, block, levels, every, first, stop, moves, first, stop)
+    l_l, l_1, l_g, sum_g = zero, zero, zero, zero
+    for i in range(first, stop):
+        level, slope, product = load(levels, i * LANES), load(slopes, i * LANES), load(moves, i * LANES)
+        l_l = fused(level, product, l_l)
         l_1 = l_1 + product
-        l_g = l_g + level * slope
+        l_g = fused(level, slope, l_g)
         sum_g = sum_g + slope
-        for j in range(first, stop):
-            total += form[i * n + j]
     a, b, c = unit * unit * l_l, zero - unit * minimum_unit * l_1, minimum_unit * minimum_unit * splat(total)
     g, h = unit * l_g, zero - minimum_unit * sum_g
     determinant = a * c - b * b
@@ -227,12 +305,8 @@ def _refit(
         best = where(better, gain, best)
         best_scale = where(better, new_scale, best_scale)
         best_minimum = where(better, new_minimum, best_minimum)
-    if all_true(equal(best_scale, old_scale) & equal(best_minimum, old_minimum)):
-        return
     store(scale, number * LANES, best_scale)
     store(minimum, number * LANES, best_minimum)
     p, z = unit * (best_scale - old_scale), minimum_unit * (best_minimum - old_minimum)
     for i in range(first, stop):
-        store(taken, i * LANES, p * load(levels, i * LANES) - z)
-    for j in range(n):
-        store(slopes, j * LANES, load(slopes, j * LANES) - _dot(form, j * n, taken, first, stop))
+        store(moves, i * LANES, z - p * load(levels, i * LANES))

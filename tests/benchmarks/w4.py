@@ -112,7 +112,7 @@ def time_rounding(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     plan = make_plan(checkpoint, model_card(local_source(folder), "auto", []), [W4], folder)
     speeds = measure(plan.n_threads, find_device("auto"))
-    estimated = estimate(plan, speeds, compensation.CALIBRATION_TOKENS).rounding
+    estimated = estimate(plan, speeds).rounding
     watching = threading.Thread(target=watch)
     watching.start()
     with tempfile.TemporaryDirectory() as scratch:
