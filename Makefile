@@ -2,7 +2,7 @@
 
 VENV    ?= .venv
 MODEL   ?= matsuo-lab/weblab-10b-instruction-sft
-QUANT   ?= Q4_K_M
+QUANT   ?=
 DEMO    := convert/demo/weblab-demo-instruction-sft
 ADAPTER := convert/demo/weblab-demo-adapter
 
@@ -24,7 +24,7 @@ help: ## Show this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  variables: BACKEND=cpu|cuda|metal|vulkan  MODEL=folder-or-hub-id  REVISION=...  QUANT=\"Q4_K_M Q8_0\""
+	@echo "  variables: BACKEND=cpu|cuda|metal|vulkan  MODEL=folder-or-hub-id  REVISION=...  QUANT=\"W4 Q8_0\""
 	@echo "             OUTPUT=folder  FORCE=1  LOW_DISK=1  IMATRIX=1|file  TOKENIZER=folder  LORA=adapter=scale"
 	@echo "             HTML=file  JSON=file  TEXTS=file"
 	@echo "             V=1 shows what pip says; otherwise it is in build/install.log"
@@ -49,7 +49,7 @@ install: $(VENV)/pyvenv.cfg ## Install into .venv; BACKEND and PORTABLE=1 say wh
 	@touch $(VENV)/.installed
 
 convert: $(VENV)/.installed ## Download the model and convert it; the result goes to your data directory
-	@$(BIN)/python -m convert "$(MODEL)" --quant "$(QUANT)" $(if $(REVISION),--revision "$(REVISION)") \
+	@$(BIN)/python -m convert "$(MODEL)" $(if $(QUANT),--quant "$(QUANT)") $(if $(REVISION),--revision "$(REVISION)") \
 		$(if $(OUTPUT),--output "$(OUTPUT)") $(if $(IMATRIX),--imatrix "$(if $(filter 1,$(IMATRIX)),auto,$(IMATRIX))") \
 		$(if $(FORCE),--force) $(if $(LOW_DISK),--low-disk) $(if $(TOKENIZER),--tokenizer "$(TOKENIZER)") \
 		$(foreach adapter,$(LORA),--lora "$(adapter)")
@@ -69,9 +69,9 @@ eval: $(VENV)/.installed-eval ## The model card's benchmark on the newest model;
 
 # The questions are in files: on Windows, make passes arguments on in the system's character set.
 demo: $(VENV)/.installed ## The whole road on the demo checkpoint: convert it, with an adapter and without, and ask it
-	@model=$$($(BIN)/python -m convert $(DEMO) --lora $(ADAPTER) --quant "$(firstword $(QUANT))" --output build/demo --force) && \
+	@model=$$($(BIN)/python -m convert $(DEMO) --lora $(ADAPTER) $(if $(QUANT),--quant "$(firstword $(QUANT))") --output build/demo --force) && \
 		$(BIN)/weblab-local generate --model "$$model" --temperature 0 < convert/demo/adapter_question.txt
-	@model=$$($(BIN)/python -m convert $(DEMO) --quant "$(firstword $(QUANT))" --output build/demo --force) && \
+	@model=$$($(BIN)/python -m convert $(DEMO) $(if $(QUANT),--quant "$(firstword $(QUANT))") --output build/demo --force) && \
 		$(BIN)/weblab-local generate --model "$$model" --temperature 0 < convert/demo/question.txt
 
 app: $(VENV)/.installed-dev ## Build dist/weblab-local: a folder that runs without Python, on any processor of this kind

@@ -19,8 +19,12 @@ def main(
     source: Annotated[str, typer.Argument(help="A checkpoint's folder, or a Hub id like owner/name.")] = DEFAULT_SOURCE,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     quant: Annotated[
-        str, typer.Option(help="One or several of F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_K_S Q4_0 IQ4_XS Q3_K_M W4 W3.")
-    ] = "Q4_K_M",
+        str | None,
+        typer.Option(
+            help="One or several of F32 F16 Q8_0 Q6_K Q5_K_M Q4_K_M Q4_K_S Q4_0 IQ4_XS Q3_K_M W4 W3; "
+            "default: W4, or Q4_K_M with --low-disk or --imatrix."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the result; default: where the program looks.")
     ] = None,
@@ -52,13 +56,15 @@ def main(
     """
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(name)s: %(message)s")
     interrupt_on_terminate()
+    from convert.quantization.mixtures import DEFAULT_MIXTURE, QUICK_MIXTURE
     from convert.run import AUTO, Request, next_step, run
     from weblab_local.models.store import models_dir
 
+    default = QUICK_MIXTURE if low_disk or imatrix else DEFAULT_MIXTURE
     request = Request(
         source=source,
         revision=revision,
-        quantizations=quant.replace(",", " ").split(),
+        quantizations=(default if quant is None else quant).replace(",", " ").split(),
         output_folder=output or models_dir(),
         low_disk=low_disk,
         force=force,

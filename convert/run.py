@@ -75,7 +75,7 @@ def run(request: Request) -> list[Path]:
     if request.low_disk and compensated:
         raise ConversionError(
             f"{compensated} reads the checkpoint again when it is converted, and --low-disk keeps none of it.",
-            "Leave --low-disk out, or choose Q4_K_M.",
+            "Leave --low-disk out, or choose --quant Q4_K_M (make convert QUANT=Q4_K_M).",
         )
     require_tokenizer_folder(request.tokenizer)
     imatrix = _importance(request)
@@ -202,7 +202,8 @@ def _compensation(mixture: Mixture) -> ModuleType:
         return importlib.import_module("convert.calibration.compensation")
     except ImportError as error:
         raise ConversionError(
-            f"{mixture.name} cannot be made here: {error}.", "Run make install, or choose Q4_K_M."
+            f"{mixture.name} cannot be made here: {error}.",
+            "Run make install, or choose --quant Q4_K_M (make convert QUANT=Q4_K_M).",
         ) from None
 
 

@@ -3,11 +3,11 @@
 A weight rounded up is made up for by its neighbours, as far as their inputs move together: columns are rounded one
 after the other, and each makes up for the errors of those before it. That is the method of GPTQ (Frantar et al. 2022,
 https://arxiv.org/abs/2210.17323), here on ggml's own grids: each super-block's scales are found by ggml's search on the
-columns as they should be by then, and then levels and scales are set anew by turns, see `rounding`.
+columns as they should be by then, and then levels and scales are set anew, see `rounding`.
 
-A matrix also makes up for what was rounded before it: its inputs X are those of the rounded model, where the full one
-has Y (GPTAQ, Li et al. 2025, https://arxiv.org/abs/2504.02692). What all that does to the mean of an output is taken
-back in its bias. So the file is an ordinary GGUF, of the same size.
+Some matrices also make up for what was rounded before them (`moments.follows`): the inputs X are those of the rounded
+model, where the full one has Y (GPTAQ, Li et al. 2025, https://arxiv.org/abs/2504.02692). What all that does to the
+mean of an output is taken back in its bias. So the file is an ordinary GGUF, of the same size.
 
     two passes through the layers --(X and Y)--> moments of a matrix --> its blocks, and its bias --> the .partial file
 """
@@ -53,7 +53,7 @@ DAMPING = 0.05
 
 SCARCITY = 0.195
 """For each column to a row of X the same, where that is more: few rows make columns look more dependent than they are.
-The 10B has 0.6 columns to a token. See `docs/figures.md`."""
+The 10B has one column to a token. See `docs/figures.md`."""
 
 SHARE = 0.5
 """Of the way from what a matrix makes of X to what it makes of Y; all of it would follow the texts too closely."""
@@ -64,13 +64,14 @@ CALIBRATION_CONTEXT = 512
 
 WIDE = 4096
 TOKENS_IF_WIDE = 5000
-"""From that hidden size on fewer tokens: each costs a layer of the 10B 4 ms, and 8000 lose hardly less there."""
+"""From that hidden size on fewer tokens: 1000 cost a layer of the 10B 4 s. What a small model with as few for each
+column loses by that is in `docs/figures.md`."""
 
 _TASKS = 2
 """Shares of the rows for each thread: many small ones take longer, and of one each all wait for the slowest core."""
 
 _ROWS_AT_ONCE = 1 << 13
-"""Rows that are steered at a time: what they are steered by takes as much memory as they do."""
+"""Rows that are rounded at a time: what makes up for the lack in them takes as much memory as they do."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +83,23 @@ class Rounded:
     errors: torch.Tensor
     """What the rows have more than the blocks decode to, in the type of the products: (n_rows, n_columns)."""
     mean_error: torch.Tensor
-    """What that makes of the inputs' mean: float32 (n_rows,)."""
+    """What that makes of the inputs' mean: float32 (n_rows,), in the processor's memory."""
 
 
 @dataclass(frozen=True)
-class _Debts:
-    """What a part's super-blocks owe to each other, each of which pays by its own weights."""
+class _Corrections:
+    """What the weights in each super-block of a part are changed by before they are rounded."""
 
     forms: list[QuadraticForm]
-    """What an error inside each of them counts."""
-    later: torch.Tensor
-    """By what the errors of all columns before a super-block are multiplied: (n_columns, n_columns)."""
-    steer: torch.Tensor | None
-    """The same for the exact weights, where the inputs are not the full model's."""
+    """What errors in each super-block count."""
+    of_errors: torch.Tensor
+    """By what the errors before a super-block are multiplied, in its columns above it: (n_columns, n_columns)."""
+    of_weights: torch.Tensor | None
+    """By what the exact weights are, to make up for the lack: (n_columns, n_columns)."""
 
     @classmethod
-    def of(cls, part: Part, dtype: torch.dtype) -> "_Debts":
-        """Those of a part, to be multiplied in `dtype`."""
+    def by(cls, part: Part, dtype: torch.dtype) -> "_Corrections":
+        """Those that a part's moments ask for, to be multiplied in `dtype`."""
         factor, steer = _factor(part), None
         if part.lack is not None:
             steer = torch.linalg.solve_triangular(factor, SHARE * part.lack, upper=True).T
@@ -106,9 +107,9 @@ class _Debts:
         for start in range(0, len(factor), SUPER_BLOCK):
             here = slice(start, start + SUPER_BLOCK)
             inside = factor[here, here].contiguous()
-            forms.append(QuadraticForm((inside @ inside.T).cpu().numpy(), inside.cpu().numpy()))
-            for owed in (factor[:start, here],) if steer is None else (factor[:start, here], steer[:, here]):
-                owed.copy_(torch.linalg.solve_triangular(inside, owed, upper=True, left=False))
+            forms.append(QuadraticForm.of(inside.cpu().numpy(), (inside @ inside.T).cpu().numpy()))
+            for change in (factor[:start, here],) if steer is None else (factor[:start, here], steer[:, here]):
+                change.copy_(torch.linalg.solve_triangular(inside, change, upper=True, left=False))
         return cls(forms, factor.to(dtype), None if steer is None else steer.to(dtype))
 
 
@@ -139,43 +140,45 @@ def _compensate(
     rows: torch.Tensor, ggml_type: GGMLQuantizationType, dtype: torch.dtype, pool: ThreadPoolExecutor, part: Part
 ) -> Rounded:
     """A part's columns."""
-    debts = _Debts.of(part, dtype)
+    corrections = _Corrections.by(part, dtype)
     exact = rows[:, part.columns]
     found = Rounded(
-        np.empty((len(rows), len(debts.forms) * GRIDS[ggml_type].layout.size), np.uint8),
-        torch.empty_like(exact, dtype=dtype, device=debts.later.device),
+        np.empty((len(rows), len(corrections.forms) * GRIDS[ggml_type].layout.size), np.uint8),
+        torch.empty_like(exact, dtype=dtype, device=corrections.of_errors.device),
         torch.zeros(len(rows)),
     )
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         some = slice(start, start + _ROWS_AT_ONCE)
         part_of_found = Rounded(found.blocks[some], found.errors[some], found.mean_error[some])
-        _round_with(exact[some], ggml_type, debts, part.mean, pool, part_of_found)
+        _round_with(exact[some], ggml_type, corrections, part.mean, pool, part_of_found)
     return found
 
 
 def _round_with(
     exact: torch.Tensor,
     ggml_type: GGMLQuantizationType,
-    debts: _Debts,
+    corrections: _Corrections,
     mean: torch.Tensor,
     pool: ThreadPoolExecutor,
     rounded: Rounded,
 ) -> None:
-    """Fill in what `exact` (n_rows, n_columns) is `rounded` to, each super-block with what those before owe to it."""
-    n_rows, size, dtype = len(exact), GRIDS[ggml_type].layout.size, debts.later.dtype
-    steered = None if debts.steer is None else product(exact.to(debts.later), debts.steer, dtype)
+    """Fill in what `exact` (n_rows, n_columns) is `rounded` to, each super-block with its corrections."""
+    n_rows, size, dtype = len(exact), GRIDS[ggml_type].layout.size, corrections.of_errors.dtype
+    steered = None
+    if corrections.of_weights is not None:
+        steered = product(exact.to(corrections.of_weights), corrections.of_weights, dtype)
     error = torch.empty(n_rows, SUPER_BLOCK)
     rows_each = -(-n_rows // (_TASKS * available_cores()))
     shares = [slice(first, first + rows_each) for first in range(0, n_rows, rows_each)]
-    for number, form in enumerate(debts.forms):
+    for number, form in enumerate(corrections.forms):
         start = number * SUPER_BLOCK
         here = slice(start, start + SUPER_BLOCK)
-        owed = product(rounded.errors[:, :start], debts.later[:start, here], dtype)
+        change = product(rounded.errors[:, :start], corrections.of_errors[:start, here], dtype)
         if steered is not None:
-            owed += steered[:, here]
+            change += steered[:, here]
         blocks = rounded.blocks[:, number * size : (number + 1) * size]
         round_rows = partial(
-            _round_rows, exact[:, here].numpy(), owed.cpu().numpy(), blocks, error.numpy(), ggml_type, form
+            _round_rows, exact[:, here].numpy(), change.cpu().numpy(), blocks, error.numpy(), ggml_type, form
         )
         for _ in pool.map(round_rows, shares):
             pass
@@ -185,7 +188,7 @@ def _round_with(
 
 def _round_rows(
     exact: Floats,
-    owed: Floats,
+    change: Floats,
     blocks: NDArray[np.uint8],
     errors: Floats,
     ggml_type: GGMLQuantizationType,
@@ -193,7 +196,7 @@ def _round_rows(
     share: slice,
 ) -> None:
     """Fill in a share of the super-blocks (n_rows, bytes) of `exact` (n_rows, 256), and their errors (n_rows, 256)."""
-    wanted = exact[share] + owed[share]
+    wanted = exact[share] + change[share]
     found = quantize_rows(wanted, ggml_type, form.importance)
     grid, values = round_super_block(wanted, ggml_type, read_grid(found, ggml_type), form)
     blocks[share] = with_values(found, ggml_type, grid, values)
@@ -281,7 +284,10 @@ class Compensation:
         values = values[order] + bias_shift(rows, rounded, moments)
         self._file.write_at(self._planned.position(bias.name), values.numpy())
         as_rounded = rounded.errors[back]
-        return torch.sub(weight, as_rounded, out=as_rounded), values[back].to(weight.device)
+        for start in range(0, len(weight), _ROWS_AT_ONCE):
+            error = as_rounded[start : start + _ROWS_AT_ONCE]
+            torch.sub(weight[start : start + _ROWS_AT_ONCE], error, out=error)  # in the errors' type
+        return as_rounded, values[back].to(weight.device)
 
     def output(self, moments: Moments) -> None:
         """Write the output matrix."""
@@ -331,8 +337,8 @@ class Refinement:
     def memory(self) -> int:
         """Bytes that rounding takes, roughly: before a layer's largest matrix, or with the output matrix.
 
-        The texts wait in both models. Of the matrix there are the checkpoint's values, the rounded ones and what both
-        are multiplied as; of a part's columns H, the lack, the factor and what is computed on the way.
+        The texts wait in both models. Of the matrix there are the checkpoint's values, what they are multiplied as, and
+        errors; of a part's columns H, the lack, the factor and what is computed on the way.
         """
         hparams, texts = self._plan.hparams, 2 * self.n_tokens
         product_bytes = product_type(self._device).itemsize

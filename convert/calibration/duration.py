@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType
 from convert.calibration.compensation import calibration_tokens
 from convert.calibration.moments import column_parts, follows
 from convert.calibration.products import product_type
-from convert.quantization.mixtures import DEFAULT_MIXTURE, W4
+from convert.quantization.mixtures import QUICK_MIXTURE, W4
 from convert.quantization.quantize import quantize_rows
 from convert.reference.reference import find_device
 from convert.writing.plan import Plan
@@ -19,7 +19,7 @@ from convert.writing.plan import Plan
 _TIMES_QUANTIZING = 1.7
 """A conversion takes that many times its quantization: it also reads, hashes and writes. Measured with the 10B."""
 
-_OPERATIONS_BESIDES = 20_000
+_OPERATIONS_BESIDES = 11_000
 """What rounding a weight takes besides products, in operations of the processor. Measured with a layer of the 10B."""
 
 _SIZE = 2048
@@ -70,8 +70,8 @@ def described(plan: Plan, durations: Durations) -> str:
     text = f"{names}: about {_span(durations.converting + rounded * durations.rounding)} on this machine."
     if rounded:
         quick = _span(durations.converting)
-        return f"{text} The quick way is {_chosen(DEFAULT_MIXTURE)}, about {quick}; it loses more of the model."
-    if DEFAULT_MIXTURE in [mixture.name for mixture in mixtures]:
+        return f"{text} The quick way is {_chosen(QUICK_MIXTURE)}, about {quick}; it loses more of the model."
+    if QUICK_MIXTURE in [mixture.name for mixture in mixtures]:
         better = _span(durations.converting + durations.rounding)
         return (
             f"{text} {W4.name} loses less of the model and is no larger, but takes about {better}: {_chosen(W4.name)}."

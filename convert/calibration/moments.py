@@ -37,7 +37,7 @@ class Part:
     lack: torch.Tensor | None
     """None where it is not made up for."""
     mean: torch.Tensor
-    """X's mean in these columns: float32 (n,)."""
+    """X's mean in these columns: float32 (n,), in the processor's memory."""
     n_rows: int
     """X's."""
 
@@ -111,7 +111,7 @@ class Moments:
             part.product[band, start:].addmm_(moved[:, band].T, moved[:, start:])
         if part.lack is not None:
             lacking = torch.cat([full.float() - inputs for inputs, full in waiting])
-            part.lack += product(moved.T.contiguous(), lacking, self._dtype)
+            part.lack += product(moved.to(self._dtype).T.contiguous(), lacking, self._dtype)
         waiting.clear()
 
 

@@ -120,7 +120,11 @@ W3 = Mixture(
 
 ALL = {**MIXTURES, W4.name: W4, W3.name: W3}
 
-DEFAULT_MIXTURE = "Q4_K_M"
+DEFAULT_MIXTURE = W4.name
+"""What is made when nobody says which."""
+
+QUICK_MIXTURE = "Q4_K_M"
+"""The same with --low-disk, which keeps no checkpoint to round by, and with --imatrix, which W4 has no use for."""
 
 FALLBACKS: dict[T, T] = {T.IQ4_XS: T.IQ4_NL, T.Q3_K: T.Q4_0, T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}
 """What replaces a type with blocks of 256 where the rows are no multiple of 256. Rows that 32 does not divide: F16."""

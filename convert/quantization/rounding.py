@@ -7,7 +7,6 @@ Every step lowers the error or leaves it. A row does not depend on the other fif
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -35,20 +34,20 @@ _BLOCKS = 16
 
 @dataclass(frozen=True)
 class QuadraticForm:
-    """S = F F^T, and F: float32 (256, 256)."""
+    """S = F F^T, and what follows from F."""
 
-    form: Floats
-    factor: Floats
+    matrix: Floats
+    """S: float32 (256, 256)."""
+    shares: Floats
+    """What each column makes up for of the errors before it, in rows: float32 (256, 256)."""
+    importance: Floats
+    """What a column's error counts once the later ones have made up for it: float32 (256,)."""
 
-    @cached_property
-    def shares(self) -> Floats:
-        """What each column makes up for of an earlier one's error, which is in its column: (256, 256)."""
-        return np.ascontiguousarray((self.factor / self.factor.diagonal()).T)
-
-    @cached_property
-    def importance(self) -> Floats:
-        """What a column's error counts once the later ones have made up for it: (256,)."""
-        return np.square(self.factor.diagonal())
+    @classmethod
+    def of(cls, factor: Floats, matrix: Floats) -> "QuadraticForm":
+        """That of F, and S."""
+        diagonal = factor.diagonal()
+        return cls(matrix, np.ascontiguousarray((factor / diagonal).T), np.square(diagonal))
 
 
 def round_super_block(
@@ -60,7 +59,7 @@ def round_super_block(
     """
     kind = GRIDS[ggml_type]
     n_blocks = SUPER_BLOCK // kind.block
-    in_blocks = error.form.reshape(SUPER_BLOCK, n_blocks, kind.block)
+    in_blocks = error.matrix.reshape(SUPER_BLOCK, n_blocks, kind.block)
     totals = in_blocks.reshape(n_blocks, kind.block, n_blocks, kind.block).sum(axis=(1, 3)).diagonal()
     scales, minima = grid.scales.copy(), grid.minima.copy()
     values = np.empty(rows.shape, _F)
@@ -115,9 +114,10 @@ def _add_products(
     first: int,
     last: int,
 ) -> None:
-    """To each of `sums` from `first` to `last` its row of `weights` times the tile's columns[first_column:last_column].
+    """To each of the sums from `first` to `last` its row of `weights` times columns[first_column:last_column].
 
-    Row j begins at start + j * width. Four at a time: what is loaded of the tile is multiplied four times.
+    These are columns of the tile. Row j begins at start + j * width. Four rows at a time, into which their number
+    divides: what is loaded of the tile is multiplied four times.
     """
     for j in range(first, last, 4):
         row = start + j * width
@@ -175,8 +175,10 @@ def _round(
     sweeps: int,
     values: Floats,
 ) -> None:
+    """Fill in `scales`, `minima` and `values`. `form` is S block by block, each (256, block)."""
     n = SUPER_BLOCK
-    x, levels, errors, moves, sums = (
+    x, levels, errors, moves, targets, slopes = (
+        np.empty(n * LANES, _F),
         np.empty(n * LANES, _F),
         np.empty(n * LANES, _F),
         np.empty(n * LANES, _F),
@@ -184,7 +186,7 @@ def _round(
         np.empty(n * LANES, _F),
     )
     scale, minimum = np.empty(_BLOCKS * LANES, _F), np.empty(_BLOCKS * LANES, _F)
-    every, moved = np.arange(n), np.empty(block, np.int64)
+    all_columns, moved = np.arange(n), np.empty(block, np.int64)
     unit_of, minimum_unit_of = np.empty(LANES, _F), np.empty(LANES, _F)
     zero, bottom, top = splat(_ZERO), splat(lowest), splat(highest)
     for start in range(0, len(rows), LANES):
@@ -196,22 +198,22 @@ def _round(
             unit_of[lane], minimum_unit_of[lane] = units[row], minimum_units[row]
         unit, minimum_unit = load(unit_of, 0), load(minimum_unit_of, 0)
 
-        sums[:] = x  # what each column should be, with what the blocks before it owe it
+        targets[:] = x
         errors[:] = _ZERO
         for first in range(0, n, block):
-            _add_products(shares, 0, n, errors, every, 0, first, sums, first, first + block)
+            _add_products(shares, 0, n, errors, all_columns, 0, first, targets, first, first + block)
             step = unit * load(scale, first // block * LANES)
             offset = minimum_unit * load(minimum, first // block * LANES)
             for i in range(first, first + block):
-                wanted = load(sums, i * LANES) + _dot(shares, i * n, errors, first, first + block)
+                wanted = load(targets, i * LANES) + _dot(shares, i * n, errors, first, first + block)
                 level = _within(rint((wanted + offset) / step), bottom, top)
                 level = where(equal(step, zero), zero, level)
                 store(levels, i * LANES, level)
                 store(errors, i * LANES, load(x, i * LANES) - (step * level - offset))
 
-        sums[:] = _ZERO  # the error's slopes by each column
+        slopes[:] = _ZERO
         for first in range(0, n, block):
-            _add_products(form, n * first - first, block, errors, every, first, first + block, sums, 0, n)
+            _add_products(form, n * first - first, block, errors, all_columns, first, first + block, slopes, 0, n)
         for _ in range(sweeps):
             for first in range(0, n, block):
                 own = n * first - first  # where the block's columns of S begin, by columns of the super-block
@@ -228,15 +230,15 @@ def _round(
                     lowest_scale,
                     highest_scale,
                     levels,
-                    sums,
-                    every,
+                    slopes,
+                    all_columns,
                     moves,
                 )
                 step = unit * load(scale, first // block * LANES)
                 n_moved = 0
                 for i in range(first, first + block):
                     level, row = load(levels, i * LANES), own + i * block
-                    slope = load(sums, i * LANES) + _dot(form, row, moves, first, first + block)
+                    slope = load(slopes, i * LANES) + _dot(form, row, moves, first, first + block)
                     better = _within(level + rint(slope / (splat(form[row + i]) * step)), bottom, top)
                     better = where(equal(step, zero), level, better)
                     move = load(moves, i * LANES) - (better - level) * step
@@ -245,7 +247,7 @@ def _round(
                     if not all_true(equal(move, zero)):
                         moved[n_moved] = i
                         n_moved += 1
-                _add_products(form, own, block, moves, moved, 0, n_moved, sums, 0, n)
+                _add_products(form, own, block, moves, moved, 0, n_moved, slopes, 0, n)
 
         for i in range(n):
             step = unit * load(scale, i // block * LANES)
@@ -271,15 +273,15 @@ def _refit(
     highest_scale: np.float32,
     levels: Floats,
     slopes: Floats,
-    every: Columns,
+    all_columns: Columns,
     moves: Floats,
 ) -> None:
-    """Scale and minimum of the block that begins with column `first`, for its levels; its errors' moves by that."""
+    """Scale and minimum of the block from column `first` on, for its levels; `moves`: by what that changes errors."""
     number, stop = first // block, first + block
     zero, two = splat(_ZERO), splat(_TWO)
     for i in range(first, stop):
         store(moves, i * LANES, zero)
-    _add_products(form, own, block, levels, every, first, stop, moves, first, stop)
+    _add_products(form, own, block, levels, all_columns, first, stop, moves, first, stop)
     l_l, l_1, l_g, sum_g = zero, zero, zero, zero
     for i in range(first, stop):
         level, slope, product = load(levels, i * LANES), load(slopes, i * LANES), load(moves, i * LANES)

@@ -187,7 +187,7 @@ def check_room(plan: Plan, output_folder: Path, extra_disk: int = 0, extra_memor
         raise OutputError(
             f"Not enough memory: about {byte_count(memory)} needed, {byte_count(available)} available.",
             "Close other programs, or "
-            + ("choose Q4_K_M, which is not rounded with compensation." if extra_memory else "use fewer --threads."),
+            + ("choose --quant Q4_K_M (make convert QUANT=Q4_K_M)." if extra_memory else "use fewer --threads."),
         )
     return Room(disk, free, memory, available)
 

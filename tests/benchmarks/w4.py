@@ -1,15 +1,15 @@
 """W4 and W3 beside llama.cpp's mixtures on held-out Japanese: mean KL divergence of the whole file, and of its layers.
 
     python -m tests.benchmarks.w4 CHECKPOINT JSQUAD [--mixtures Q4_K_M W4 Q3_K_M W3] [--texts 24] [--tokens 216]
-        [--calibration-tokens 842]
-    python -m tests.benchmarks.w4 CHECKPOINT --time
+        [--calibration-tokens 526]
+    python -m tests.benchmarks.w4 CHECKPOINT --time [--mixtures W4]
 
 CHECKPOINT: one with real structure, such as WEBLAB_TEST_DATA's weblab-mid. JSQUAD: JSQuAD's validation file, whose
 paragraphs and questions are put into the instruction template. transformers computes all in float32, on the weights
 that the GGUFs decode to; for the layers alone embedding and output stay as they are in the checkpoint.
 
-With `--time`, of a checkpoint of few layers (`synthetic --layers 1`): the seconds that each matrix takes W4's rounding,
-beside what was estimated, and its memory.
+With `--time`, of a checkpoint of few layers (`synthetic --layers 1`): the seconds that each matrix takes to round, in
+the first of the mixtures, beside what is estimated for W4, and the memory.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from convert.calibration import compensation
 from convert.calibration.duration import estimate, measure
 from convert.calibration.two_passes import Progress, TwoPasses
 from convert.model.gpt_neox import hyperparameters, map_tensors
-from convert.quantization.mixtures import W4
+from convert.quantization.mixtures import ALL
 from convert.reference.reference import find_device
 from convert.reference.texts import read_tokenizer
 from convert.run import Request, run
@@ -85,8 +85,8 @@ def log_probabilities(model: GPTNeoXForCausalLM, sequences: list[list[int]]) -> 
     return [model(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in sequences]
 
 
-def time_rounding(folder: Path) -> None:
-    """Convert to W4, print a table of the times between one matrix that is done and the next."""
+def time_rounding(folder: Path, mixture: str) -> None:
+    """Convert to that mixture, print a table of the times between one matrix that is done and the next."""
     moments: list[tuple[str, float]] = []
     original = TwoPasses._counted
 
@@ -110,13 +110,13 @@ def time_rounding(folder: Path) -> None:
             peak[0] = max(peak[0], anonymous_memory(os.getpid()))
 
     checkpoint = open_checkpoint(folder)
-    plan = make_plan(checkpoint, model_card(local_source(folder), "auto", []), [W4], folder)
+    plan = make_plan(checkpoint, model_card(local_source(folder), "auto", []), [ALL[mixture]], folder)
     speeds = measure(plan.n_threads, find_device("auto"))
     estimated = estimate(plan, speeds).rounding
     watching = threading.Thread(target=watch)
     watching.start()
     with tempfile.TemporaryDirectory() as scratch:
-        run(Request(str(folder), None, ["W4"], Path(scratch)))
+        run(Request(str(folder), None, [mixture], Path(scratch)))
     ended.set()
     watching.join()
     layers: dict[str, float] = defaultdict(float)
@@ -138,7 +138,10 @@ def main() -> None:
     parser.add_argument("jsquad", type=Path, nargs="?")
     parser.add_argument("--time", action="store_true", help="what takes how long, instead")
     parser.add_argument(
-        "--mixtures", nargs="+", default=MIXTURES, help="default: %(default)s; the first is compared with"
+        "--mixtures",
+        nargs="+",
+        choices=ALL,
+        help=f"default: {' '.join(MIXTURES)}, or W4 with --time; the first is compared with",
     )
     parser.add_argument("--texts", type=int, default=24, help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=216, help="of each text; default: %(default)s")
@@ -146,17 +149,18 @@ def main() -> None:
         "--calibration-tokens",
         type=int,
         default=compensation.CALIBRATION_TOKENS,
-        help="with hidden size 512, 842 are as few for a column as the 10B has; default: %(default)s",
+        help="with hidden size 512, 526 are as few for a column as the 10B has, which never takes more than 5000; "
+        "default: %(default)s",
     )
     arguments = parser.parse_args()
     compensation.CALIBRATION_TOKENS = arguments.calibration_tokens
     os.environ["VERIFY"] = "0"
     if arguments.time:
-        time_rounding(arguments.checkpoint)
+        time_rounding(arguments.checkpoint, (arguments.mixtures or ["W4"])[0])
         return
     if arguments.jsquad is None:
         parser.error("JSQUAD is missing")
-    folder = arguments.checkpoint
+    folder, mixtures = arguments.checkpoint, arguments.mixtures or MIXTURES
     tokenizer = read_tokenizer(folder)
     encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in prompts(arguments.jsquad)]
     long = [ids[: arguments.tokens] for ids in encoded if len(ids) >= arguments.tokens]
@@ -164,11 +168,11 @@ def main() -> None:
     reference = log_probabilities(GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32), sequences)
     kl: dict[tuple[str, bool], float] = {}
     print(f"{folder.name}, {len(sequences)} texts of {arguments.tokens} tokens\n")
-    first = arguments.mixtures[0]
+    first = mixtures[0]
     print(f"| mixture | bytes | in layers | mean KL | of {first}'s | layers alone | of {first}'s |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as scratch:
-        for path in run(Request(str(folder), None, arguments.mixtures, Path(scratch))):
+        for path in run(Request(str(folder), None, mixtures, Path(scratch))):
             mixture = path.stem.rpartition("-")[2]
             for layers_only in (False, True):
                 model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32)

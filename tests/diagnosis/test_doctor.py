@@ -197,7 +197,7 @@ def test_a_build_for_a_graphics_card_that_is_not_found() -> None:
 def test_no_model_yet_on_machines_of_several_sizes() -> None:
     empty = replace(WELL, models=(DEMO,))
     assert command(empty, "no-model") == "make convert"
-    assert command(replace(empty, memory_available=8 * GB), "no-model") == "make convert QUANT=W4"
+    assert command(replace(empty, memory_available=8 * GB), "no-model") == "make convert"
     assert command(replace(empty, memory_available=7 * GB), "no-model") == "make convert QUANT=W3"
     small = replace(empty, memory_available=6 * GB)
     assert command(small, "no-model") == "make convert QUANT=W3"

@@ -22,7 +22,7 @@ SCARCE_DISK = 10**9
 """Bytes free under which a disk is nearly full: sessions, settings and partial files no longer find room."""
 
 MODEL_MEMORY = {"Q4_K_M": 8.6e9, "W4": 7.9e9, "Q3_K_M": 7.4e9, "W3": 6.7e9}
-"""Bytes of memory that the 10B takes with 2048 tokens of context, in the default mixture and in smaller ones."""
+"""Bytes of memory that the 10B takes with 2048 tokens of context."""
 
 SMALLEST_WITH_Q8_0 = 6.0e9
 """The same for W3 when the KV cache is in q8_0."""
@@ -115,12 +115,14 @@ def _first_model(report: Report) -> Advice:
     options = []
     problem = _("There is no model yet but the demo.")
     piece_by_piece = 0 < report.disk.free < CONVERSION_DISK
-    if report.memory_available < MODEL_MEMORY["Q4_K_M"]:
-        # W4 and W3 read the checkpoint twice, and piece by piece none of it is kept
-        smaller = ("Q3_K_M",) if piece_by_piece else ("W4", "W3")
-        mixture = next((name for name in smaller if MODEL_MEMORY[name] <= report.memory_available), smaller[-1])
-        problem += " " + _("{size} of memory are available, too little for Q4_K_M: {mixture} needs {needed}.").format(
+    # W4 and W3 read the checkpoint twice, and piece by piece none of it is kept
+    default, mixture = ("Q4_K_M", "Q3_K_M") if piece_by_piece else ("W4", "W3")
+    if report.memory_available < MODEL_MEMORY[default]:
+        problem += " " + _(
+            "{size} of memory are available, too little for {default}: {mixture} needs {needed}."
+        ).format(
             size=f"{report.memory_available / 1e9:.1f} GB",
+            default=default,
             mixture=mixture,
             needed=f"{MODEL_MEMORY[mixture] / 1e9:.1f} GB",
         )

@@ -17,9 +17,10 @@ from gguf import GGUFReader, dequantize, quant_shape_to_byte_shape
 from numpy.typing import NDArray
 
 from convert.calibration import compensation
-from convert.calibration.compensation import DAMPING, SCARCITY, SHARE, bias_shift, compensated
-from convert.calibration.moments import Moments
+from convert.calibration.compensation import DAMPING, SCARCITY, SHARE, Compensation, bias_shift, compensated
+from convert.calibration.moments import Moments, follows
 from convert.errors import ConversionError, OutputError
+from convert.model.gpt_neox import hyperparameters, map_tensors
 from convert.quantization import rounding
 from convert.quantization.block_types import GRIDS
 from convert.quantization.grid import read_grid, with_values
@@ -104,7 +105,8 @@ def column_by_column(rows: Floats, ggml_type: T, x: Floats) -> NDArray[np.float6
 @pytest.mark.parametrize("n_tokens", [2000, 850])
 def test_levels_are_those_of_the_textbook(ggml_type: T, n_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before scales and levels are set anew. But where a tie falls otherwise, which moves the rest of its row: in a few
-    rows, and which depends on how this processor rounds products. Such rows are as good."""
+    rows, and which depends on how this processor rounds products. Such rows are as good: with twelve seeds the error
+    differs by -1.1 to 1.1 percent, 0.1 in the mean."""
     monkeypatch.setattr(rounding, "SWEEPS", 0)
     rows, x = weights(64, 512), inputs(n_tokens, 512)
     found = rounded_by(rows, ggml_type, moments_of(x))
@@ -126,7 +128,7 @@ def test_setting_scales_and_levels_anew_lowers_each_rows_error(
     rows, x = weights(n_rows, 256), inputs(2000, 256)
     form = x.astype(np.float64).T @ x
     factor = np.linalg.cholesky(form[::-1, ::-1])[::-1, ::-1].astype(np.float32)
-    found, error = quantize_rows(rows, ggml_type), rounding.QuadraticForm(factor @ factor.T, factor)
+    found, error = quantize_rows(rows, ggml_type), rounding.QuadraticForm.of(factor, factor @ factor.T)
     errors = []
     for sweeps in (0, 1, 2, 40):
         monkeypatch.setattr(rounding, "SWEEPS", sweeps)
@@ -173,6 +175,27 @@ def test_moments_are_about_the_mean(n_columns: int) -> None:
     np.testing.assert_allclose(part.lack.numpy(), deviations.T @ (lack - lack.mean(axis=0)), atol=1e-5 * scale)
 
 
+def test_with_few_tokens_only_what_gains_by_it_makes_up_for_the_lack() -> None:
+    names = [f"blk.3.{name}.weight" for name in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")] + ["output.weight"]
+    columns = [4864, 4864, 4864, 19456, 4864]
+    assert [follows(*found) for found in zip(names, [5000] * 5, columns, strict=True)] == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert all(follows(*found) for found in zip(names, [15000] * 5, columns, strict=True))
+    x = inputs(900, 512)
+    (part,) = Moments([(torch.from_numpy(x), torch.from_numpy(x + 1))], follow=False).parts()
+    assert part.lack is None
+
+
+@pytest.mark.parametrize(("hidden_size", "tokens"), [(512, 8000), (4864, 5000)], ids=["mid", "10B"])
+def test_a_wide_model_reads_fewer_tokens(hidden_size: int, tokens: int) -> None:
+    assert compensation.calibration_tokens(hidden_size) == tokens
+
+
 def test_products_in_bfloat16_are_near_those_in_float64() -> None:
     """On a processor that multiplies them; whichever computes them here."""
     x = inputs(900, 1024)
@@ -207,10 +230,11 @@ def test_a_matrix_that_is_nearly_singular_is_factored() -> None:
 
 
 @KINDS
-def test_bias_takes_back_what_the_mean_output_is_off_by(ggml_type: T) -> None:
+@pytest.mark.parametrize("max_columns", [512, 256], ids=["whole", "in parts"])
+def test_bias_takes_back_what_the_mean_output_is_off_by(ggml_type: T, max_columns: int) -> None:
     rows, x = weights(48, 512), inputs(1000, 512) + np.float32(3)
     full = x + np.random.default_rng(2).standard_normal(x.shape, np.float32) * np.float32(0.3)
-    moments = moments_of(x, full, centred=True)
+    moments = moments_of(x, full, centred=True, max_columns=max_columns)
     found = compensated(torch.from_numpy(rows), ggml_type, moments.parts())
     rounded = dequantize(found.blocks, ggml_type)
     np.testing.assert_allclose(found.errors.numpy(), rows - rounded, atol=1e-7)
@@ -287,6 +311,35 @@ def test_w3_puts_the_10b_into_5_gb() -> None:
     assert matrices + biases_and_norms + tokenizer < 4.95e9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_rounded_model_goes_on_with_what_the_file_has(
+    dtype: torch.dtype, demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of attn_qkv are in another order in the file."""
+    monkeypatch.setattr(compensation, "product_type", lambda _: dtype)
+    original, used = Compensation.layer_matrix, {}
+
+    def layer_matrix(
+        rounder: Compensation, name: str, weight: torch.Tensor, moments: Moments
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        values, bias = original(rounder, name, weight, moments)
+        used[name], used[name.replace("weight", "bias")] = values, bias
+        return values, bias
+
+    monkeypatch.setattr(Compensation, "layer_matrix", layer_matrix)
+    (path,) = converted(demo_checkpoint, tmp_path, "W4")
+    checkpoint = open_checkpoint(demo_checkpoint)
+    orders = {
+        tensor.name: slice(None) if tensor.row_order is None else tensor.row_order
+        for tensor in map_tensors(hyperparameters(checkpoint.config), checkpoint.weight_map)
+    }
+    in_file = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
+    assert len(used) == 2 * 4 * 4
+    for name, values in used.items():
+        found, exact = values.float().numpy()[orders[name]], values.dtype == torch.float32
+        np.testing.assert_allclose(found, in_file[name], rtol=1e-5 if exact else 2**-8, atol=1e-6 if exact else 1e-4)
+
+
 @pytest.fixture(scope="module")
 def demo_w4(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path,) = converted(demo_checkpoint, tmp_path_factory.mktemp("w4"), "W4")
@@ -360,7 +413,7 @@ def test_the_manifest_says_what_it_was_rounded_by(
 ) -> None:
     recipe = json.loads(demo_w4.with_suffix(".json").read_text())["recipe"]
     assert recipe["compensation"] == compensation.recipe()
-    assert recipe["compensation"]["tokens"] == 8000
+    assert (recipe["compensation"]["tokens"], recipe["compensation"]["tokens_if_wide"]) == (8000, 5000)
     before = demo_w4.stat()
     converted(demo_checkpoint, demo_w4.parent, "W4")
     assert demo_w4.stat() == before
@@ -373,7 +426,7 @@ def test_memory_that_rounding_needs_is_asked_for_before(
     """The texts' states in both models alone take more than what is left here."""
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=700 * 10**6))
     converted(demo_checkpoint, tmp_path, "Q4_K_M")
-    with pytest.raises(OutputError, match=r"(?s)Not enough memory.*choose Q4_K_M"):
+    with pytest.raises(OutputError, match=r"(?s)Not enough memory.*choose --quant Q4_K_M"):
         converted(demo_checkpoint, tmp_path, "W4")
     assert files_in(tmp_path) == ["weblab-demo-instruction-sft-Q4_K_M.gguf", "weblab-demo-instruction-sft-Q4_K_M.json"]
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import convert.run
+from convert.calibration import compensation
 from convert.calibration.duration import Durations, Speeds, described, estimate, measure
 from convert.calibration.two_passes import TwoPasses
 from convert.quantization.mixtures import ALL
@@ -51,7 +52,9 @@ def test_both_ways_are_named_with_their_times(demo_checkpoint: Path, mixtures: l
     assert described(planned(demo_checkpoint, *mixtures), Durations(90, 3800)) == expected
 
 
-def test_products_are_as_many_as_torch_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_tokens", [8000, 700], ids=["all lack is made up for", "that of some matrices"])
+def test_products_are_as_many_as_torch_counts(n_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compensation, "CALIBRATION_TOKENS", n_tokens)
     folder = random_checkpoint(tmp_path / "checkpoint", hidden=512, heads=4, intermediate=1024)
     counter = FlopCounterMode(display=False)
     original = TwoPasses.run
